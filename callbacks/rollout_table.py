@@ -1,0 +1,58 @@
+"""`RolloutTable`: what the student says while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+
+COLUMNS = ["step", "id", "prompt", "completion", "length", "finished"]
+
+
+class RolloutTable(Callback):
+    """Keep some rollouts of some steps in RUN/rollouts.jsonl and, with a WandbLogger, as the table ``rollouts``.
+
+    Args:
+        every_n_steps: optimizer steps between tables.
+        num_rollouts: rollouts of a step that are kept.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    def __init__(self, every_n_steps: int = 10, num_rollouts: int = 4) -> None:
+        super().__init__()
+        if every_n_steps < 1 or num_rollouts < 1:
+            raise ValueError(
+                f"RolloutTable: every_n_steps={every_n_steps}, num_rollouts={num_rollouts}; both must be positive."
+            )
+        self.every_n_steps, self.num_rollouts = every_n_steps, num_rollouts
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the step's first rollouts."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or step % self.every_n_steps:
+            return
+        pairs = zip(outputs["prompts"], outputs["completions"], strict=True)
+        rows = [
+            [
+                step,
+                pair.example_id,
+                pair.no_context_text,
+                completion.text,
+                len(completion.token_ids),
+                completion.finished,
+            ]
+            for pair, completion in list(pairs)[: self.num_rollouts]
+        ]
+        with open(Path(trainer.default_root_dir) / "rollouts.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("rollouts", columns=COLUMNS, data=rows, step=step)

@@ -1,0 +1,5 @@
+"""``python -m cli``: see `cli.main`."""
+
+from cli.main import console
+
+console()

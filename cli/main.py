@@ -1,0 +1,128 @@
+"""The command line: ``python -m cli fit|validate|test|predict --config ...`` and ``python -m cli report RUN...``.
+
+LightningCLI with four settings that are ours:
+
+* YAML goes through OmegaConf, and ``${...}`` follows command-line overrides. Two parser settings are needed for that:
+  mode ``omegaconf+`` (plain ``omegaconf`` resolves before the overrides and silently keeps the old values), and
+  absolute references made relative, because under a subcommand the config is not the root.
+* A run has one folder, ``trainer.default_root_dir``; everything it writes is in there (`save_config.RunFolder`).
+* The paired evaluation and the checkpoints are always on, as ``--removability.*`` and ``--checkpoint.*``.
+* ``--ckpt_path last`` finds the newest whole checkpoint of the run's folder, or stops.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+# Imported for their names: YAML files may then say HFExport in place of callbacks.hf_export.HFExport.
+from callbacks.csv_logger import RunCSVLogger
+from callbacks.hf_export import HFExport
+from callbacks.predictions import PredictionWriter
+from callbacks.removability import RemovabilityCallback
+from callbacks.rollout_table import RolloutTable
+from callbacks.throughput import Throughput
+from callbacks.view_sample import ViewSample
+from cli.checkpoints import last_checkpoint
+from cli.save_config import RunFolder
+from datamodules.base import ContextDataModule
+from datamodules.geography import GeographyDataModule
+from lightning_modules.context_distillation import ContextDistillation
+
+__all__ = [
+    "ContextDistillation",
+    "GeographyDataModule",
+    "HFExport",
+    "PredictionWriter",
+    "RolloutTable",
+    "RunCSVLogger",
+    "Throughput",
+    "ViewSample",
+    "main",
+]
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/unnamed",
+    "max_epochs": -1,  # the training data are endless; trainer.max_steps ends a run
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "limit_val_batches": 0,  # a fit is evaluated by removability.*, not by Lightning's validation loop
+    "use_distributed_sampler": False,  # the DataModules shard by themselves, without padding
+    "enable_model_summary": False,
+}
+CHECKPOINT_DEFAULTS = {
+    "checkpoint.dirpath": "${..trainer.default_root_dir}/checkpoints",  # relative: see the docstring
+    "checkpoint.filename": "step={step:06d}",
+    "checkpoint.auto_insert_metric_name": False,
+    "checkpoint.every_n_train_steps": 50,
+    "checkpoint.save_top_k": 1,
+    "checkpoint.save_on_train_epoch_end": False,
+}
+
+
+class ContextDistillationCLI(LightningCLI):
+    """LightningCLI with the paired evaluation, one folder per run, and resuming that can't silently start afresh."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--removability.*`` and ``--checkpoint.*``."""
+        parser.add_lightning_class_args(RemovabilityCallback, "removability")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(CHECKPOINT_DEFAULTS)
+
+    def before_instantiate_classes(self) -> None:
+        """Turn ``--ckpt_path last`` into a path; outside a fit let the evaluation loops run."""
+        config = self.config[self.subcommand]
+        if config.get("ckpt_path") == "last":
+            config["ckpt_path"] = str(last_checkpoint(config["trainer"]["default_root_dir"]))
+        if self.subcommand != "fit" and config["trainer"]["limit_val_batches"] == 0:
+            config["trainer"]["limit_val_batches"] = None
+
+
+def _quiet_expected_warnings() -> None:
+    """Silence warnings about what is meant to be so; everything else stays loud."""
+    expected = (
+        "Using ModelCheckpoint with manual optimization",  # the state after the step is the one that resumes exactly
+        r"Found \d+ module\(s\) in eval mode",  # the teacher
+        "LightningCLI's args parameter is intended",
+        ".*does not have many workers",  # text from memory: nothing to load in parallel
+        ".*isinstance\\(treespec, LeafSpec\\)",
+    )
+    for message in expected:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def main(args: ArgsType = None) -> ContextDistillationCLI | None:
+    """Run one command; `args` defaults to the command line's."""
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words[:1] == ["report"]:
+        from cli.report import report_cli  # matplotlib, not needed elsewhere
+
+        report_cli(words[1:])
+        return None
+    _quiet_expected_warnings()
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    return ContextDistillationCLI(
+        ContextDistillation,
+        ContextDataModule,
+        subclass_mode_data=True,
+        save_config_callback=RunFolder,
+        save_config_kwargs={"save_to_log_dir": False},
+        auto_configure_optimizers=False,
+        trainer_defaults=TRAINER_DEFAULTS,
+        parser_kwargs=_parser_kwargs(),
+        args=args,
+    )
+
+
+def _parser_kwargs() -> dict[str, Any]:
+    return {"parser_mode": "omegaconf+", "description": "Distil removable contexts and measure whether they are."}
+
+
+def console() -> None:
+    """Entry point of the console script."""
+    main()

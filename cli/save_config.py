@@ -1,0 +1,55 @@
+"""`RunFolder`: one folder per run, one resolved config in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as L
+from lightning.pytorch.cli import SaveConfigCallback
+
+from callbacks.csv_logger import RunCSVLogger
+
+
+class RunFolder(SaveConfigCallback):
+    """Save the resolved config once per run, on disk and in the loggers; refuse to write over another run.
+
+    RUN is ``trainer.default_root_dir``. A resumed fit (``--ckpt_path``) keeps the first config.yaml and writes its
+    own as config.resumed.yaml; metrics of steps that will be repeated are cut off.
+
+    Raises:
+        FileExistsError: if a fresh fit is pointed at a folder that holds a run.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check the folder and save the config, before anything is loaded."""
+        if stage != "fit" or self.already_saved:
+            return
+        folder = Path(trainer.default_root_dir)
+        path = folder / "config.yaml"
+        resuming = self.config.get("ckpt_path") is not None
+        taken = trainer.strategy.broadcast(path.exists() if trainer.is_global_zero else False)
+        if taken and not resuming:
+            raise FileExistsError(
+                f"{folder} already holds a run. Continue it with --ckpt_path last, choose another folder with "
+                "--trainer.default_root_dir, or delete it."
+            )
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            name = "config.resumed.yaml" if taken else "config.yaml"
+            self.parser.save(self.config, folder / name, skip_none=False, overwrite=True, multifile=False)
+            self.save_config(trainer, pl_module, stage)
+        self.already_saved = True
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Hand the config to the loggers, as nested plain values."""
+        config = self.config.as_dict()
+        for logger in trainer.loggers:
+            logger.log_hyperparams(
+                {key: config[key] for key in ("model", "data", "trainer", "seed_everything") if key in config}
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Cut off the metrics that a resumed run will write again."""
+        for logger in trainer.loggers:
+            if trainer.global_step > 0 and isinstance(logger, RunCSVLogger):
+                logger.resume_from(trainer.global_step)

@@ -1,0 +1,53 @@
+"""Data sets with a privileged context, their contexts, and the grading of completions; usable without the rest.
+
+Names are imported on first use, so that ``import datamodules.example`` loads neither torch nor Lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datamodules.base import ContextDataModule, Split
+    from datamodules.contexts import context_names, load_context
+    from datamodules.example import Example, Grade, GradeReason, Message
+    from datamodules.geography import GeographyDataModule
+    from datamodules.grading import grade_choice_mention
+
+__all__ = [
+    "ContextDataModule",
+    "Example",
+    "GeographyDataModule",
+    "Grade",
+    "GradeReason",
+    "Message",
+    "Split",
+    "context_names",
+    "grade_choice_mention",
+    "load_context",
+]
+
+_MODULE_OF = {
+    "ContextDataModule": "base",
+    "Example": "example",
+    "GeographyDataModule": "geography",
+    "Grade": "example",
+    "GradeReason": "example",
+    "Message": "example",
+    "Split": "base",
+    "context_names": "contexts",
+    "grade_choice_mention": "grading",
+    "load_context": "contexts",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from the module that defines it (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,387 @@
+"""`ContextDistillation`: on-policy distillation of a removable context, with a consistency term (arXiv:2606.11627).
+
+One training step is one optimizer step:
+
+1. the DataModule yields a list of examples;
+2. `views` renders both prompts of each;
+3. the rollout engine samples completions from the no-context prompt with the current student;
+4. `packing` cuts them into micro-batches;
+5. student without context, teacher with context, student with context: hidden states at the completion's tokens;
+6. `objective` turns them into per-token terms; each is summed and divided by the token count of the GLOBAL optimizer
+step,
+   so that micro-batches, packing and the number of ranks change nothing;
+7. backward per micro-batch, clip, step.
+
+Optimisation is manual because a step holds several backward passes. All randomness of a step is seeded by (seed, step,
+rank): a resumed run repeats the interrupted one without any random state in the checkpoint. A checkpoint holds the
+student, the optimizer and moving averages; a frozen teacher is rebuilt from the config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
+from transformers import PreTrainedModel
+
+from datamodules.example import Example
+from lightning_modules.comparison import ViewComparison
+from lightning_modules.models import ModelSpec, check_plain_head, frozen_copy, load_model, load_tokenizer
+from lightning_modules.objective.consistency import (
+    Consistency,
+    TokenTerms,
+    coefficient_at,
+    separate_anchor,
+    token_terms,
+)
+from lightning_modules.objective.divergences import Support
+from lightning_modules.packing import Rollout, plan_micro_batches
+from lightning_modules.rollout.engine import Completion, SamplingSpec
+from lightning_modules.rollout.hf import HFRolloutEngine, own_random_state
+from lightning_modules.scoring import ViewScorer
+from lightning_modules.teachers import Teacher, TeacherSpec, update_average
+from lightning_modules.views import PromptPair, ViewRenderer, ViewSpec
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or its gradient is NaN or infinite; raised before the weights are touched."""
+
+
+class ContextDistillation(L.LightningModule):
+    """Student, frozen teacher and one step of OPD with a consistency term.
+
+    Args:
+        student: the model to train.
+        teacher: who scores its answers with the context; default: a frozen copy of the initial student.
+        views: how the two prompts are rendered.
+        sampling: how rollouts are drawn. The paper: temperature 1.0, at most 512 tokens.
+        evaluation: how evaluations decode; default: greedily, with the rollouts' max_completion_length.
+        optimizer: called with the student's parameters.
+        lr_scheduler: called with the optimizer, stepped once per optimizer step; None: constant learning rate.
+        consistency: what the second term aligns; ``none`` is OPD alone, ``no_context_anchor`` the paper's method.
+        consistency_coef: weight of the second term. The paper's best of {0.1, 0.5, 1.0} is 0.5.
+        consistency_delay_steps: optimizer steps at weight 0 before the warm-up. The paper: 0.
+        consistency_warmup_steps: optimizer steps of linear rise to consistency_coef. The paper: 0.
+        adaptive_tau: scale in nats of ``adaptive_anchor``: an example at mean KL(q_x || f) = tau weighs 1/e.
+        anchor_update_rate: share of the student mixed into the anchor of ``ema_anchor`` after each step, in (0, 1].
+        beta: divergence of the distillation term: 1 is reverse KL(q_x || f), 0 forward KL, between them JSD.
+        support: vocabulary support of all divergences; default: the full vocabulary.
+        loss_temperature: divides the logits of every view in the loss.
+        num_generations: rollouts per prompt and step.
+        max_tokens_per_micro_batch: budget of a micro-batch in with-context tokens; None: one micro-batch per context.
+        gradient_clip_norm: largest global gradient norm; None: no clipping.
+        gradient_checkpointing: recompute activations in the backward pass; shared contexts are then not shared.
+        rollout_batch_size: prompts per call of generate.
+        seed: seeds the rollouts, together with step and rank.
+
+    Raises:
+        ValueError: naming a field whose value is out of range.
+    """
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        optimizer: OptimizerCallable,
+        teacher: TeacherSpec | None = None,
+        views: ViewSpec | None = None,
+        sampling: SamplingSpec | None = None,
+        evaluation: SamplingSpec | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        consistency: Consistency = "no_context_anchor",
+        consistency_coef: float = 0.5,
+        consistency_delay_steps: int = 0,
+        consistency_warmup_steps: int = 0,
+        adaptive_tau: float = 0.5,
+        anchor_update_rate: float = 0.05,
+        beta: float = 1.0,
+        support: Support | None = None,
+        loss_temperature: float = 1.0,
+        num_generations: int = 1,
+        max_tokens_per_micro_batch: int | None = None,
+        gradient_clip_norm: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        rollout_batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # a frozen teacher is not in the checkpoint; on_load_checkpoint checks the student
+        _check_ranges(
+            consistency_coef=(consistency_coef, 0.0, None),
+            consistency_delay_steps=(consistency_delay_steps, 0, None),
+            consistency_warmup_steps=(consistency_warmup_steps, 0, None),
+            beta=(beta, 0.0, 1.0),
+            num_generations=(num_generations, 1, None),
+            rollout_batch_size=(rollout_batch_size, 1, None),
+        )
+        _check_positive(
+            adaptive_tau=adaptive_tau,
+            anchor_update_rate=anchor_update_rate,
+            loss_temperature=loss_temperature,
+            gradient_clip_norm=gradient_clip_norm,
+        )
+        self.student_spec = student
+        self.teacher_spec = teacher or TeacherSpec()
+        self.view_spec = views or ViewSpec()
+        self.sampling = sampling or SamplingSpec()
+        self.evaluation = evaluation or SamplingSpec(self.sampling.max_completion_length, temperature=0.0)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.consistency: Consistency = consistency
+        self.consistency_coef = consistency_coef
+        self.consistency_delay_steps = consistency_delay_steps
+        self.consistency_warmup_steps = consistency_warmup_steps
+        self.adaptive_tau, self.anchor_update_rate = adaptive_tau, anchor_update_rate
+        self.beta, self.support, self.loss_temperature = beta, support or Support(), loss_temperature
+        self.num_generations = num_generations
+        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.gradient_clip_norm = gradient_clip_norm
+        self.gradient_checkpointing = gradient_checkpointing
+        self.rollout_batch_size = rollout_batch_size
+        self.seed = seed
+        self.restored_step = 0
+
+    # ---------------------------------------------------------------------------------------------------- building
+
+    def configure_model(self) -> None:
+        """Load tokenizer, student and teacher. Lightning calls it once per stage; the second call does nothing."""
+        if hasattr(self, "student"):
+            return
+        self.tokenizer = load_tokenizer(self.student_spec)
+        student = load_model(self.student_spec)
+        check_plain_head(student, self.student_spec.name)
+        self.teacher = Teacher(self.teacher_spec, student, self.tokenizer)
+        anchor = separate_anchor(self.consistency)
+        self.ema_anchor = frozen_copy(student, torch.float32) if anchor == "ema" else None
+        if self.gradient_checkpointing:
+            student.gradient_checkpointing_enable()
+            rank_zero_warn(
+                "gradient_checkpointing is on: shared contexts are run once per example, not once per batch."
+            )
+        self.student: PreTrainedModel = student
+        models = [student, self.teacher.network(student)]
+        longest = max(self.sampling.max_completion_length, self.evaluation.max_completion_length)
+        positions = min(model.config.get_text_config().max_position_embeddings for model in models)
+        self.renderer = ViewRenderer(self.tokenizer, self.view_spec, positions, longest)
+        self.engine = HFRolloutEngine(student, self.tokenizer, self.rollout_batch_size)
+        self.scorer = ViewScorer(
+            student,
+            self.teacher,
+            vocab_size=len(self.tokenizer),
+            pad_id=self.tokenizer.pad_token_id,
+            share_contexts=not self.gradient_checkpointing,
+            anchor=anchor,
+            ema_anchor=self.ema_anchor,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """The student's optimizer, and the schedule that `training_step` advances once per optimizer step."""
+        optimizer = self.optimizer(self.student.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+    @property
+    def completed_steps(self) -> int:
+        """Optimizer steps behind the student's weights; outside a fit the trainer does not know."""
+        return self.trainer.global_step or self.restored_step
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """Train mode, whatever loading or an evaluation left behind."""
+        self.student.train()
+
+    def training_step(self, batch: list[Example], batch_idx: int) -> dict[str, Any]:
+        """One optimizer step; see the module's docstring."""
+        step = self.trainer.global_step
+        with own_random_state(self._step_seed(step), self.device):
+            prompts = [pair for example in batch for pair in [self.renderer.render(example)] * self.num_generations]
+            completions = self.engine.generate(
+                [pair.no_context_ids for pair in prompts], self.sampling, self._step_seed(step)
+            )
+            rollouts = [_rollout(pair, completion) for pair, completion in zip(prompts, completions, strict=True)]
+            num_tokens = self._sum_over_ranks(sum(len(rollout.completion_ids) for rollout in rollouts))
+            coef = self.coefficient(step)
+            sums = self._backward(rollouts, coef, num_tokens)
+        gradient_norm = self._update(sums, num_tokens, step)
+        self._log_step(sums, num_tokens, coef, gradient_norm, completions)
+        return {"num_tokens": int(num_tokens), "prompts": prompts, "completions": completions}
+
+    def coefficient(self, step: int) -> float:
+        """Weight of the consistency term at optimizer step `step`, 0 for the variant ``none``."""
+        if self.consistency == "none":
+            return 0.0
+        return coefficient_at(step, self.consistency_coef, self.consistency_delay_steps, self.consistency_warmup_steps)
+
+    def _backward(self, rollouts: Sequence[Rollout], coef: float, num_tokens: float) -> dict[str, float]:
+        """Add every micro-batch's gradient; return the terms summed over this rank's tokens."""
+        objective = partial(
+            token_terms,
+            consistency=self.consistency,
+            beta=self.beta,
+            support=self.support,
+            temperature=self.loss_temperature,
+            adaptive_tau=self.adaptive_tau,
+        )
+        sums: dict[str, float] = {}
+        plan = plan_micro_batches(rollouts, self.max_tokens_per_micro_batch)
+        num_own = len(plan)
+        plan += [plan[-1]] * (self._max_over_ranks(num_own) - num_own)  # dummies: every rank runs as many passes
+        for position, members in enumerate(plan):
+            terms = self.scorer.terms([rollouts[i] for i in members], objective, with_consistency=coef > 0.0)
+            is_dummy = position >= num_own
+            # Ranks' gradients are averaged afterwards, so the sum over ranks needs their number back.
+            scale = 0.0 if is_dummy else self.trainer.world_size / num_tokens
+            self._synchronise_gradients(position == len(plan) - 1)
+            self.manual_backward(scale * terms.loss_T(coef).sum())
+            if not is_dummy:
+                for name, value in _sum_terms(terms, coef).items():
+                    sums[name] = sums.get(name, 0.0) + value
+        return sums
+
+    def _update(self, sums: dict[str, float], num_tokens: float, step: int) -> float:
+        """Clip, step the optimizer, the schedule and the moving averages; return the gradient norm before clipping."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        limit = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit))
+        if not np.isfinite([norm, *sums.values()]).all():
+            means = ", ".join(f"{name}={value / num_tokens:.4g}" for name, value in sums.items())
+            raise NonFiniteLossError(
+                f"Step {step}: loss or gradient is not finite ({means}, gradient_norm={norm:.4g}). The weights were "
+                "not changed, and metrics and checkpoints up to here are kept. Lower the learning rate or "
+                "consistency_coef, or use float32 or bf16 in place of float16, then continue with --ckpt_path last."
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.lr_scheduler is not None:
+            cast(torch.optim.lr_scheduler.LRScheduler, self.lr_schedulers()).step()
+        self.teacher.update(self.student)
+        if self.ema_anchor is not None:
+            update_average(self.ema_anchor, self.student, self.anchor_update_rate)
+        return norm
+
+    def _log_step(
+        self,
+        sums: dict[str, float],
+        num_tokens: float,
+        coef: float,
+        gradient_norm: float,
+        completions: Sequence[Completion],
+    ) -> None:
+        means = {name: self._sum_over_ranks(value) / num_tokens for name, value in sums.items()}
+        lengths = [len(completion.token_ids) for completion in completions]
+        metrics = {f"train/{name}": value for name, value in means.items()}
+        metrics |= {
+            "train/consistency_coef": coef,
+            "train/gradient_norm": gradient_norm,
+            "train/learning_rate": cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"],
+            "completions/mean_length": float(np.mean(lengths)),
+            "completions/clipped_ratio": float(np.mean([not completion.finished for completion in completions])),
+        }
+        # Lightning would number this row from 0; "step" makes it the count of completed steps, as in evaluations.
+        self.log_dict(metrics | {"step": float(self.trainer.global_step)}, batch_size=len(completions))
+        self.log("loss", means["loss"], prog_bar=True, logger=False)
+
+    # -------------------------------------------------------------------------------------------------- evaluation
+
+    def compare_views(self, examples: Sequence[Example], *, with_kl: bool = True) -> list[ViewComparison]:
+        """Answer every example in both views; see `comparison.ComparesViews`."""
+        pairs = [self.renderer.render(example) for example in examples]
+        seed = self._step_seed(0)
+        no_context = self.engine.generate([pair.no_context_ids for pair in pairs], self.evaluation, seed)
+        with_context = self.engine.generate([pair.with_context_ids for pair in pairs], self.evaluation, seed)
+        kls: Sequence[float | None] = [None] * len(pairs)
+        if with_kl:
+            rollouts = [_rollout(pair, completion) for pair, completion in zip(pairs, no_context, strict=True)]
+            kls = self.scorer.view_divergences(rollouts, self.max_tokens_per_micro_batch)
+        return [ViewComparison(*fields) for fields in zip(examples, pairs, no_context, with_context, kls, strict=True)]
+
+    def validation_step(self, batch: list[Example], batch_idx: int) -> dict[str, list[ViewComparison]]:
+        """Both views' answers under "comparisons"; `RemovabilityCallback` grades and counts them."""
+        return {"comparisons": self.compare_views(batch)}
+
+    def test_step(self, batch: list[Example], batch_idx: int) -> dict[str, list[ViewComparison]]:
+        """See `validation_step`."""
+        return {"comparisons": self.compare_views(batch)}
+
+    def predict_step(self, batch: list[Example], batch_idx: int) -> dict[str, list[ViewComparison]]:
+        """See `validation_step`."""
+        return {"comparisons": self.compare_views(batch, with_kl=False)}
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out a teacher that the config rebuilds."""
+        if not self.teacher.has_state:
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in weights.items() if not k.startswith("teacher.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another student.
+
+        Raises:
+            ValueError: naming tensors that are missing or of another shape.
+        """
+        saved, own = checkpoint["state_dict"], self.state_dict()
+        needed = [name for name in own if self.teacher.has_state or not name.startswith("teacher.")]
+        wrong = [name for name in needed if name not in saved or saved[name].shape != own[name].shape]
+        if wrong:
+            raise ValueError(
+                f"The checkpoint does not fit the configured model: {len(wrong)} of {len(needed)} tensors are missing "
+                f"or of another shape, first {wrong[:3]}. Use the config.yaml of the run that wrote it."
+            )
+        self.restored_step = checkpoint["global_step"]
+
+    # ------------------------------------------------------------------------------------------------------- ranks
+
+    def _step_seed(self, step: int) -> int:
+        return int(np.random.SeedSequence([self.seed, step, self.global_rank]).generate_state(1)[0])
+
+    def _sum_over_ranks(self, value: float) -> float:
+        if self.trainer.world_size == 1:
+            return float(value)
+        tensor = torch.tensor(value, dtype=torch.float64 if self.device.type != "mps" else None, device=self.device)
+        return float(self.trainer.strategy.reduce(tensor, reduce_op="sum"))
+
+    def _max_over_ranks(self, value: int) -> int:
+        if self.trainer.world_size == 1:
+            return value
+        return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="max"))
+
+    def _synchronise_gradients(self, is_last: bool) -> None:
+        """Under DDP, exchange gradients in the last backward pass of a step only."""
+        if isinstance(self.trainer.model, torch.nn.parallel.DistributedDataParallel):
+            self.trainer.model.require_backward_grad_sync = is_last
+
+
+def _rollout(pair: PromptPair, completion: Completion) -> Rollout:
+    return Rollout(pair.no_context_ids, pair.with_context_ids, pair.context_prefix_length, completion.token_ids)
+
+
+def _sum_terms(terms: TokenTerms, coef: float) -> dict[str, float]:
+    """Sums over the micro-batch's tokens, named as they are logged."""
+    sums = {"opd": terms.opd_T, "entropy": terms.entropy_T, "loss": terms.loss_T(coef)}
+    if terms.consistency_T is not None:
+        sums |= {"nca": terms.consistency_T, "consistency_weight": terms.weight_T}
+    return {name: float(values_T.detach().sum()) for name, values_T in sums.items()}
+
+
+def _check_ranges(**fields: tuple[float, float, float | None]) -> None:
+    for name, (value, low, high) in fields.items():
+        if value < low or (high is not None and value > high):
+            raise ValueError(
+                f"{name} is {value}; it must be at least {low}" + (f" and at most {high}." if high else ".")
+            )
+
+
+def _check_positive(**fields: float | None) -> None:
+    for name, value in fields.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}; it must be positive.")

@@ -1,0 +1,1 @@
+"""The objective as pure functions over tensors: no Lightning, no models, no tokenizers."""

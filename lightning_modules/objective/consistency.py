@@ -1,0 +1,169 @@
+"""On-policy distillation with a consistency term, per completion token (arXiv:2606.11627).
+
+Three distributions score the same completion y, sampled from the student without the context:
+
+    q_x = student(. | x, y<t)       no-context view, the one that is deployed
+    q_c = student(. | c, x, y<t)    with-context view of the same weights
+    f   = teacher(. | c, x, y<t)    sees the context, no gradient
+
+    loss = mean_t OPD_t + consistency_coef * mean_t weight_t * consistency_t      OPD_t = KL(q_x || f) for beta = 1
+
+What `consistency` aligns (sg = stop-gradient), and whose idea it is:
+
+    none                       nothing: OPD alone                                             baseline
+    no_context_anchor          KL(sg[q_x] || q_c)                                             the paper's method
+    dual_opd                   KL(q_c || f)                                                   paper's ablation
+    symmetric                  (KL(q_x || q_c) + KL(q_c || q_x)) / 2, no stop-gradient        paper's ablation
+    ema_anchor                 KL(a || q_c), a = moving average of the student at (x, y<t)    a reviewer's request
+    teacher_no_context_anchor  KL(a || q_c), a = teacher(. | x, y<t)                          a reviewer's request
+    adaptive_anchor            w_i KL(sg[q_x] || q_c), w_i = sg[exp(-mean_t KL(q_x || f) / tau)]    ours
+
+The gradient of OPD reaches q_x only; that of the anchored variants and of dual_opd reaches q_c only; that of symmetric
+reaches both. With `adaptive_anchor` the weight of example i grows towards 1 as the student comes to agree with the
+teacher on it: an anchor that has not learnt the answer yet does not pull the with-context view down. It needs no
+labels.
+
+Choices where the paper is silent: `symmetric` is the MEAN of both directions, so that a coefficient means the same
+strength as for one direction; all terms share one vocabulary support, that of q_x; `temperature` divides the logits
+of every view. Everything is per token here. Masks, normalisers and the coefficient meet it in one place, the
+LightningModule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_modules.objective.divergences import Support, distillation_divergence, entropy, kl
+
+Consistency = Literal[
+    "none",
+    "no_context_anchor",
+    "dual_opd",
+    "symmetric",
+    "ema_anchor",
+    "teacher_no_context_anchor",
+    "adaptive_anchor",
+]
+
+AnchorSource = Literal["ema", "teacher"]
+
+
+def separate_anchor(consistency: Consistency) -> AnchorSource | None:
+    """Whose no-context distribution has to be computed as the anchor beside the three views; None: nobody's."""
+    if consistency == "ema_anchor":
+        return "ema"
+    if consistency == "teacher_no_context_anchor":
+        return "teacher"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewLogits:
+    """Logits of the views at the same T completion tokens, (T, V) each."""
+
+    student_no_context_TV: Tensor
+    teacher_with_context_TV: Tensor
+    student_with_context_TV: Tensor | None = None
+    """None where no consistency term is computed (`none`, or a coefficient of 0 during the warm-up)."""
+    anchor_TV: Tensor | None = None
+    """No-context logits of a separate anchor (`separate_anchor`), without gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTerms:
+    """The terms of the loss at each completion token, (T,) each, in nats."""
+
+    opd_T: Tensor
+    consistency_T: Tensor | None
+    """Before its weight; None where it was not computed."""
+    weight_T: Tensor
+    """Weight of the consistency term, without gradient: 1, or the example's adaptive weight."""
+    entropy_T: Tensor
+    """Entropy of q_x over the support, without gradient."""
+
+    def loss_T(self, coef: float) -> Tensor:
+        """OPD + coef * weight * consistency at each token, (T,)."""
+        if self.consistency_T is None:
+            return self.opd_T
+        return self.opd_T + coef * self.weight_T * self.consistency_T
+
+
+def token_terms(
+    views: ViewLogits,
+    example_T: Tensor,
+    *,
+    consistency: Consistency,
+    beta: float = 1.0,
+    support: Support | None = None,
+    temperature: float = 1.0,
+    adaptive_tau: float = 0.5,
+) -> TokenTerms:
+    """Both terms of the objective at every completion token.
+
+    Args:
+        views: logits of the views.
+        example_T: index of the example each token belongs to; all tokens of an example are here (`adaptive_anchor`).
+        consistency: what the second term aligns, see the module's docstring.
+        beta: divergence of the distillation term, 1 = KL(q_x || f).
+        support: vocabulary support of every divergence; None is the full vocabulary.
+        temperature: divides all logits.
+        adaptive_tau: scale in nats of `adaptive_anchor`: an example whose mean KL(q_x || f) is tau weighs 1/e.
+
+    Raises:
+        ValueError: if the variant needs anchor logits and has none.
+    """
+    support = support or Support()
+    columns_TK = support.columns(views.student_no_context_TV)
+
+    def log_p(logits_TV: Tensor) -> Tensor:
+        return support.log_probabilities(logits_TV / temperature, columns_TK)
+
+    q_x = log_p(views.student_no_context_TV)
+    f = log_p(views.teacher_with_context_TV.detach())
+    opd_T = distillation_divergence(q_x, f, beta)
+    entropy_T = entropy(q_x.detach())
+    weight_T = torch.ones_like(entropy_T)
+    if consistency == "none" or views.student_with_context_TV is None:
+        return TokenTerms(opd_T, None, weight_T, entropy_T)
+
+    q_c = log_p(views.student_with_context_TV)
+    match consistency:
+        case "no_context_anchor":
+            consistency_T = kl(q_x.detach(), q_c)
+        case "dual_opd":
+            consistency_T = kl(q_c, f)
+        case "symmetric":
+            consistency_T = 0.5 * (kl(q_x, q_c) + kl(q_c, q_x))
+        case "adaptive_anchor":
+            consistency_T = kl(q_x.detach(), q_c)
+            weight_T = adaptive_weight(kl(q_x.detach(), f), example_T, adaptive_tau)
+        case "ema_anchor" | "teacher_no_context_anchor":
+            if views.anchor_TV is None:
+                raise ValueError(f"consistency={consistency!r} needs anchor logits; got none.")
+            consistency_T = kl(log_p(views.anchor_TV.detach()), q_c)
+    return TokenTerms(opd_T, consistency_T, weight_T, entropy_T)
+
+
+def adaptive_weight(kl_T: Tensor, example_T: Tensor, tau: float) -> Tensor:
+    """exp(-m / tau) at each token, (T,), with m the mean of `kl_T` over the token's example. No gradient."""
+    num_examples = int(example_T.max()) + 1
+    sums = kl_T.new_zeros(num_examples).index_add(0, example_T, kl_T.detach())
+    counts = kl_T.new_zeros(num_examples).index_add(0, example_T, torch.ones_like(kl_T))
+    return torch.exp(-(sums / counts.clamp(min=1))[example_T] / tau)
+
+
+def coefficient_at(step: int, coef: float, delay_steps: int, warmup_steps: int) -> float:
+    """Coefficient of the consistency term at optimizer step `step` (0-based).
+
+    0 for the first `delay_steps` steps, then a linear rise that reaches `coef` after `warmup_steps` more. Both 0:
+    constant, as in the paper.
+    """
+    if step < delay_steps:
+        return 0.0
+    if step >= delay_steps + warmup_steps:
+        return coef
+    return coef * (step - delay_steps) / warmup_steps

@@ -1,0 +1,1 @@
+"""Sampling: the engine protocol and its implementations."""

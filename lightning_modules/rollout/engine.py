@@ -1,0 +1,60 @@
+"""What the rest of the code knows of a sampler: `RolloutEngine`, `SamplingSpec`, `Completion`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass
+class SamplingSpec:
+    """How completions are drawn."""
+
+    max_completion_length: int = 512
+    """Most tokens of a completion, its end token included."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy decoding."""
+    top_p: float = 1.0
+    """Nucleus: smallest set of tokens with this probability mass; 1 keeps all."""
+    top_k: int = 0
+    """Most likely tokens kept; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: naming the field, its value and what is accepted.
+        """
+        if self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length is {self.max_completion_length}; it must be at least 1.")
+        if self.temperature < 0.0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is {self.top_p}; it must be in (0, 1].")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (keep all) or positive.")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer."""
+
+    token_ids: list[int]
+    """Sampled tokens, at least one; the end token is the last of a finished completion. No padding."""
+    text: str
+    """Decoded without special tokens: what graders read."""
+    finished: bool
+    """Whether it ended by itself; False: cut off at max_completion_length."""
+
+
+class RolloutEngine(Protocol):
+    """Samples completions with the student's current weights."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingSpec, seed: int) -> list[Completion]:
+        """One completion for each prompt (token ids), in order.
+
+        The result is a function of weights, prompts, sampling and seed: the caller's random state is neither used nor
+        changed.
+        """
+        ...

@@ -1,0 +1,108 @@
+"""The teacher: who scores the student's answers with the context in view.
+
+frozen  a copy of the initial student (self-distillation). The default: OPCD (arXiv:2602.12275) measured a live
+        self-teacher collapsing (Sokoban 18.8 against 53.9).
+model   another model of the same tokenizer, frozen.
+ema     a moving average of the student, updated after every optimizer step.
+live    the student itself, with the context and without gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_modules.models import (
+    ModelSpec,
+    check_plain_head,
+    check_same_tokenizer,
+    freeze,
+    frozen_copy,
+    load_model,
+    load_tokenizer,
+)
+
+
+@dataclass
+class TeacherSpec:
+    """Which teacher."""
+
+    kind: Literal["frozen", "model", "ema", "live"] = "frozen"
+    """``frozen``: copy of the initial student; ``model``: another one; ``ema``: moving average; ``live``: no copy."""
+    model: ModelSpec | None = None
+    """The other model, for ``kind: model`` only."""
+    update_rate: float = 0.01
+    """Share of the student mixed into an ``ema`` teacher after each optimizer step, between 0 and 1."""
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit together.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if (self.kind == "model") != (self.model is not None):
+            raise ValueError(
+                f"teacher.kind is {self.kind!r}: teacher.model must be set for kind 'model', and only for it."
+            )
+        if not 0.0 < self.update_rate <= 1.0:
+            raise ValueError(f"teacher.update_rate is {self.update_rate}; it must be in (0, 1].")
+
+
+class Teacher(nn.Module):
+    """Holds the teacher's weights (none of its own for ``live``)."""
+
+    def __init__(self, spec: TeacherSpec, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Build the teacher of `spec` beside `student`.
+
+        Raises:
+            ValueError: if another model's tokenizer is not the student's.
+        """
+        super().__init__()
+        self.spec = spec
+        self.model: PreTrainedModel | None = None
+        if spec.kind == "frozen":
+            self.model = frozen_copy(student)
+        elif spec.kind == "ema":
+            # float32 whatever the student's type: in bf16 a small update_rate would be rounded away.
+            self.model = frozen_copy(student, torch.float32)
+        elif spec.kind == "model":
+            assert spec.model is not None
+            check_same_tokenizer(tokenizer, load_tokenizer(spec.model), spec.model.name)
+            other = load_model(spec.model)
+            check_plain_head(other, spec.model.name)
+            self.model = freeze(other)
+
+    @property
+    def moves(self) -> bool:
+        """Whether its weights change during the run: nothing computed with it may then be kept between steps."""
+        return self.spec.kind in ("ema", "live")
+
+    @property
+    def has_state(self) -> bool:
+        """Whether its weights belong in a checkpoint: only a moving average can't be rebuilt from the config."""
+        return self.spec.kind == "ema"
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode whatever the trainer asks: a teacher has no dropout."""
+        return super().train(False)
+
+    def network(self, student: PreTrainedModel) -> PreTrainedModel:
+        """The model that scores; call it without gradient."""
+        return student if self.model is None else self.model
+
+    def update(self, student: PreTrainedModel) -> None:
+        """Follow the student after an optimizer step (``ema`` only)."""
+        if self.spec.kind == "ema":
+            assert self.model is not None
+            update_average(self.model, student, self.spec.update_rate)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, student: nn.Module, rate: float) -> None:
+    """Average <- average + rate * (student - average), parameter by parameter, in place."""
+    for ours, theirs in zip(average.parameters(), student.parameters(), strict=True):
+        ours.lerp_(theirs.to(ours.dtype), rate)
