@@ -10,11 +10,9 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lightning_modules.comparison import ViewComparison
-
 
 class PredictionWriter(BasePredictionWriter):
-    """Write RUN/predictions.jsonl (one file per rank): item, both prompts' answers.
+    """Write RUN/predictions.jsonl (one file per rank): one line per item, with both views' answers.
 
     Example:
         ``python -m cli predict --config RUN/config.yaml --ckpt_path last``
@@ -39,16 +37,8 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append a batch."""
-        comparisons: list[ViewComparison] = prediction["comparisons"]
         with self._path(trainer).open("a", encoding="utf-8") as file:
-            for comparison in comparisons:
-                row = {
-                    "id": comparison.example.id,
-                    "answer": comparison.example.answer,
-                    "completion_no_context": comparison.no_context.text,
-                    "completion_with_context": comparison.with_context.text,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prediction)
 
     def _path(self, trainer: L.Trainer) -> Path:
         rank = "" if trainer.world_size == 1 else f".rank{trainer.global_rank}"

@@ -194,6 +194,14 @@ class ContextDistillation(L.LightningModule):
 
     # ---------------------------------------------------------------------------------------------------- training
 
+    def on_fit_start(self) -> None:
+        """Render every item once: a prompt that does not fit stops the run before anything is sampled."""
+        examples = getattr(getattr(self.trainer, "datamodule", None), "examples", None)
+        if examples is not None:
+            for split in ("train", "val"):
+                for example in examples(split):
+                    self.renderer.render(example)
+
     def on_train_start(self) -> None:
         """Train mode, whatever loading or an evaluation left behind."""
         self.student.train()
@@ -311,9 +319,17 @@ class ContextDistillation(L.LightningModule):
         """See `validation_step`."""
         return {"comparisons": self.compare_views(batch)}
 
-    def predict_step(self, batch: list[Example], batch_idx: int) -> dict[str, list[ViewComparison]]:
-        """See `validation_step`."""
-        return {"comparisons": self.compare_views(batch, with_kl=False)}
+    def predict_step(self, batch: list[Example], batch_idx: int) -> list[dict[str, str]]:
+        """Both views' answers as plain rows, ready for a file."""
+        return [
+            {
+                "id": comparison.example.id,
+                "answer": comparison.example.answer,
+                "completion_no_context": comparison.no_context.text,
+                "completion_with_context": comparison.with_context.text,
+            }
+            for comparison in self.compare_views(batch, with_kl=False)
+        ]
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

@@ -1,0 +1,35 @@
+"""Two ranks give the numbers of one: weights, metrics and the evaluation's table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("budget", ["null", "500"])
+def test_ddp_equals_one_process(runs, weights_equal, budget):
+    """Ragged micro-batches too: ranks then differ in how many passes they need, and the short one runs dummies."""
+    args = (
+        "--model.sampling.temperature", "0", "--model.max_tokens_per_micro_batch", budget,
+        "--removability.max_items", "7", "--trainer.max_steps", "2",
+    )  # fmt: skip
+    one = runs.fit("one", *args)
+    command = runs.args("fit", "two", *args, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = runs.root / "two"
+    weights_equal(runs.weights(two, 2), runs.weights(one, 2))
+    for ours, theirs in zip(runs.metrics(two), runs.metrics(one), strict=True):
+        for name in ("train/loss", "train/opd", "train/nca", "train/gradient_norm"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3, abs=1e-6)
+    assert (two / "removability/step=000002.jsonl").read_text().count("\n") == 7
+    ids = [[json.loads(line)["id"] for line in (run / "removability/step=000002.jsonl").open()] for run in (one, two)]
+    assert ids[0] == ids[1]
