@@ -122,7 +122,7 @@ class _LoadErrors:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, ValueError)):  # an empty folder is a ValueError to transformers
             raise OSError(
                 f"Could not load the {self.what} of model {self.spec.name!r}: {error}\n"
                 "Give a folder that holds config.json, a tokenizer and *.safetensors, a name on the hub (with "
