@@ -109,8 +109,9 @@ class RemovabilityCallback(Callback):
         chunks = [examples[i : i + data.eval_batch_size] for i in range(0, len(examples), data.eval_batch_size)]
         show = trainer.is_global_zero and trainer.progress_bar_callback is not None
         records: list[PairedRecord] = []
-        for chunk in track(chunks, f"removability, step {step}", transient=True, disable=not show):
-            records += self._records(data, _module(pl_module).compare_views(chunk, with_kl=self.with_kl))
+        with trainer.precision_plugin.forward_context():  # the precision of training, as in Lightning's own loops
+            for chunk in track(chunks, f"removability, step {step}", transient=True, disable=not show):
+                records += self._records(data, _module(pl_module).compare_views(chunk, with_kl=self.with_kl))
         summaries = self._publish(trainer, records, self.split, step, f"step={step:06d}", started)
         self._evaluated.add(step)
         return summaries

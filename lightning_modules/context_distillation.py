@@ -196,6 +196,11 @@ class ContextDistillation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Render every item once: a prompt that does not fit stops the run before anything is sampled."""
+        if self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "trainer.precision is 16-mixed, whose scaled gradients this module would clip wrongly; use bf16-mixed, "
+                "bf16-true or 32-true."
+            )
         examples = getattr(getattr(self.trainer, "datamodule", None), "examples", None)
         if examples is not None:
             for split in ("train", "val"):
