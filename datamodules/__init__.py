@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datamodules.base import ContextDataModule, Split
+    from datamodules.classification import ClassificationDataModule
     from datamodules.contexts import context_names, load_context
     from datamodules.example import Example, Grade, GradeReason, Message
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
+    from datamodules.text_sources import TextSource
 
 __all__ = [
+    "ClassificationDataModule",
     "ContextDataModule",
     "Example",
     "GeographyDataModule",
@@ -23,12 +26,14 @@ __all__ = [
     "GradeReason",
     "Message",
     "Split",
+    "TextSource",
     "context_names",
     "grade_choice_mention",
     "load_context",
 ]
 
 _MODULE_OF = {
+    "ClassificationDataModule": "classification",
     "ContextDataModule": "base",
     "Example": "example",
     "GeographyDataModule": "geography",
@@ -36,6 +41,7 @@ _MODULE_OF = {
     "GradeReason": "example",
     "Message": "example",
     "Split": "base",
+    "TextSource": "text_sources",
     "context_names": "contexts",
     "grade_choice_mention": "grading",
     "load_context": "contexts",
