@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datamodules.base import ContextDataModule, Split
     from datamodules.classification import ClassificationDataModule
     from datamodules.contexts import context_names, load_context
+    from datamodules.controls import Control, make_control, with_context
     from datamodules.example import Example, Grade, GradeReason, Message
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassificationDataModule",
     "ContextDataModule",
+    "Control",
     "Example",
     "GeographyDataModule",
     "Grade",
@@ -30,11 +32,14 @@ __all__ = [
     "context_names",
     "grade_choice_mention",
     "load_context",
+    "make_control",
+    "with_context",
 ]
 
 _MODULE_OF = {
     "ClassificationDataModule": "classification",
     "ContextDataModule": "base",
+    "Control": "controls",
     "Example": "example",
     "GeographyDataModule": "geography",
     "Grade": "example",
@@ -45,6 +50,8 @@ _MODULE_OF = {
     "context_names": "contexts",
     "grade_choice_mention": "grading",
     "load_context": "contexts",
+    "make_control": "controls",
+    "with_context": "controls",
 }
 
 
