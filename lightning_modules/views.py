@@ -29,7 +29,7 @@ from datamodules.example import Example, Message
 from lightning_modules.packing import common_prefix
 
 
-@dataclass
+@dataclass(frozen=True)
 class ViewSpec:
     """How the two prompts of an example are rendered."""
 
