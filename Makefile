@@ -1,4 +1,4 @@
-# make quickstart | test | lint: each builds .venv first; the second call finds it ready.
+# make quickstart | test | test-engines | lint: each builds .venv first; the second call finds it ready.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,9 @@ QUICKSTART := runs/quickstart
 # A killed run is continued, a finished one is left as it is.
 RESUME = $$(ls $(QUICKSTART)/$(1)/checkpoints/*.ckpt >/dev/null 2>&1 && echo --ckpt_path last)
 
-.PHONY: quickstart test lint format clean
+ENGINES := $(VENV)/.engines
+
+.PHONY: quickstart test test-engines lint format clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +27,13 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+$(ENGINES): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[trl]"
+	touch $(ENGINES)
+
+test-engines: $(ENGINES)
+	$(BIN)/python -m pytest tests/engines
 
 lint: $(READY)
 	$(BIN)/ruff check .
