@@ -3,11 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-QUICKSTART := runs/quickstart
-# A killed run is continued, a finished one is left as it is.
-RESUME = $$(ls $(QUICKSTART)/$(1)/checkpoints/*.ckpt >/dev/null 2>&1 && echo --ckpt_path last)
-
 ENGINES := $(VENV)/.engines
+QUICKSTART := runs/quickstart
+# A finished run is left as it is, a killed one continued; one killed before its first checkpoint starts again.
+RESUME = $$(ls $(QUICKSTART)/$(1)/checkpoints/*.ckpt >/dev/null 2>&1 && echo --ckpt_path last || rm -rf $(QUICKSTART)/$(1))
 
 .PHONY: quickstart test test-engines lint format clean
 
