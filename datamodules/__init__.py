@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datamodules.example import Example, Grade, GradeReason, Message
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
-    from datamodules.text_sources import TextSource
+    from datamodules.text_sources import TextSource, safety_mix
 
 __all__ = [
     "ClassificationDataModule",
@@ -33,6 +33,7 @@ __all__ = [
     "grade_choice_mention",
     "load_context",
     "make_control",
+    "safety_mix",
     "with_context",
 ]
 
@@ -51,6 +52,7 @@ _MODULE_OF = {
     "grade_choice_mention": "grading",
     "load_context": "contexts",
     "make_control": "controls",
+    "safety_mix": "text_sources",
     "with_context": "controls",
 }
 
