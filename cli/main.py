@@ -1,4 +1,4 @@
-"""The command line: ``python -m cli fit|validate|test|predict --config ...`` and ``python -m cli report RUN...``.
+"""The command line: ``python -m cli fit|validate|test|predict|report|data``.
 
 LightningCLI with four settings that are ours:
 
@@ -105,6 +105,11 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
         from cli.report import report_cli  # matplotlib, not needed elsewhere
 
         report_cli(words[1:])
+        return None
+    if isinstance(words, list) and words[:1] == ["data"]:
+        from cli.data import data_cli
+
+        data_cli(words[1:])
         return None
     _quiet_expected_warnings()
     jsonargparse.set_parsing_settings(
