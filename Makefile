@@ -1,13 +1,14 @@
-# make quickstart | test | lint: each builds .venv first; the second call finds it ready.
+# make quickstart | test | test-engines | lint: each builds .venv first; the second call finds it ready.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ENGINES := $(VENV)/.engines
 QUICKSTART := runs/quickstart
-# A killed run is continued, a finished one is left as it is.
-RESUME = $$(ls $(QUICKSTART)/$(1)/checkpoints/*.ckpt >/dev/null 2>&1 && echo --ckpt_path last)
+# A finished run is left as it is, a killed one continued; one killed before its first checkpoint starts again.
+RESUME = $$(ls $(QUICKSTART)/$(1)/checkpoints/*.ckpt >/dev/null 2>&1 && echo --ckpt_path last || rm -rf $(QUICKSTART)/$(1))
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-engines lint format clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,13 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+$(ENGINES): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[trl]"
+	touch $(ENGINES)
+
+test-engines: $(ENGINES)
+	$(BIN)/python -m pytest tests/engines
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -31,10 +31,12 @@ from callbacks.view_sample import ViewSample
 from cli.checkpoints import last_checkpoint
 from cli.save_config import RunFolder
 from datamodules.base import ContextDataModule
+from datamodules.classification import ClassificationDataModule
 from datamodules.geography import GeographyDataModule
 from lightning_modules.context_distillation import ContextDistillation
 
 __all__ = [
+    "ClassificationDataModule",
     "ContextDistillation",
     "GeographyDataModule",
     "HFExport",
@@ -105,7 +107,10 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
         report_cli(words[1:])
         return None
     _quiet_expected_warnings()
-    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    jsonargparse.set_parsing_settings(
+        omegaconf_absolute_to_relative_paths=True,
+        docstring_parse_attribute_docstrings=True,  # the line under a dataclass field is its help
+    )
     return ContextDistillationCLI(
         ContextDistillation,
         ContextDataModule,
@@ -120,7 +125,11 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
 
 
 def _parser_kwargs() -> dict[str, Any]:
-    return {"parser_mode": "omegaconf+", "description": "Distil removable contexts and measure whether they are."}
+    return {
+        "parser_mode": "omegaconf+",
+        "prog": "python -m cli",
+        "description": "Distil removable contexts and measure whether they are. Also: python -m cli report RUN...",
+    }
 
 
 def console() -> None:

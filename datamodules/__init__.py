@@ -10,35 +10,48 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datamodules.base import ContextDataModule, Split
+    from datamodules.classification import ClassificationDataModule
     from datamodules.contexts import context_names, load_context
+    from datamodules.controls import Control, make_control, with_context
     from datamodules.example import Example, Grade, GradeReason, Message
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
+    from datamodules.text_sources import TextSource
 
 __all__ = [
+    "ClassificationDataModule",
     "ContextDataModule",
+    "Control",
     "Example",
     "GeographyDataModule",
     "Grade",
     "GradeReason",
     "Message",
     "Split",
+    "TextSource",
     "context_names",
     "grade_choice_mention",
     "load_context",
+    "make_control",
+    "with_context",
 ]
 
 _MODULE_OF = {
+    "ClassificationDataModule": "classification",
     "ContextDataModule": "base",
+    "Control": "controls",
     "Example": "example",
     "GeographyDataModule": "geography",
     "Grade": "example",
     "GradeReason": "example",
     "Message": "example",
     "Split": "base",
+    "TextSource": "text_sources",
     "context_names": "contexts",
     "grade_choice_mention": "grading",
     "load_context": "contexts",
+    "make_control": "controls",
+    "with_context": "controls",
 }
 
 

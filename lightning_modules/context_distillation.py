@@ -89,9 +89,9 @@ class ContextDistillation(L.LightningModule):
         self,
         student: ModelSpec,
         optimizer: OptimizerCallable,
-        teacher: TeacherSpec | None = None,
-        views: ViewSpec | None = None,
-        sampling: SamplingSpec | None = None,
+        teacher: TeacherSpec = TeacherSpec(),
+        views: ViewSpec = ViewSpec(),
+        sampling: SamplingSpec = SamplingSpec(),
         evaluation: SamplingSpec | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         consistency: Consistency = "no_context_anchor",
@@ -101,7 +101,7 @@ class ContextDistillation(L.LightningModule):
         adaptive_tau: float = 0.5,
         anchor_update_rate: float = 0.05,
         beta: float = 1.0,
-        support: Support | None = None,
+        support: Support = Support(),
         loss_temperature: float = 1.0,
         num_generations: int = 1,
         max_tokens_per_micro_batch: int | None = None,
@@ -128,17 +128,17 @@ class ContextDistillation(L.LightningModule):
             gradient_clip_norm=gradient_clip_norm,
         )
         self.student_spec = student
-        self.teacher_spec = teacher or TeacherSpec()
-        self.view_spec = views or ViewSpec()
-        self.sampling = sampling or SamplingSpec()
-        self.evaluation = evaluation or SamplingSpec(self.sampling.max_completion_length, temperature=0.0)
+        self.teacher_spec = teacher
+        self.view_spec = views
+        self.sampling = sampling
+        self.evaluation = evaluation or SamplingSpec(sampling.max_completion_length, temperature=0.0)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.consistency: Consistency = consistency
         self.consistency_coef = consistency_coef
         self.consistency_delay_steps = consistency_delay_steps
         self.consistency_warmup_steps = consistency_warmup_steps
         self.adaptive_tau, self.anchor_update_rate = adaptive_tau, anchor_update_rate
-        self.beta, self.support, self.loss_temperature = beta, support or Support(), loss_temperature
+        self.beta, self.support, self.loss_temperature = beta, support, loss_temperature
         self.num_generations = num_generations
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.gradient_clip_norm = gradient_clip_norm

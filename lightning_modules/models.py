@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 PACKAGE_PREFIX = "package:"
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelSpec:
     """Where a causal language model and its tokenizer come from."""
 

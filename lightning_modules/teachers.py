@@ -27,7 +27,7 @@ from lightning_modules.models import (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class TeacherSpec:
     """Which teacher."""
 

@@ -29,7 +29,7 @@ from datamodules.example import Example, Message
 from lightning_modules.packing import common_prefix
 
 
-@dataclass
+@dataclass(frozen=True)
 class ViewSpec:
     """How the two prompts of an example are rendered."""
 
@@ -98,13 +98,22 @@ class ViewRenderer:
         if example.privileged_context is None:
             pair = PromptPair(example.id, no_context_ids, no_context_ids, 0, no_context_text, no_context_text)
         else:
-            with_context_text = self._text(self._place(example.privileged_context, prompt))
+            with_context_text = self._with_context_text(example.privileged_context, prompt)
             with_context_ids = self._ids(with_context_text)
             prefix = self._shared_prefix(example.privileged_context)
             length = len(common_prefix([prefix, with_context_ids[:-1]]))
             pair = PromptPair(example.id, no_context_ids, with_context_ids, length, no_context_text, with_context_text)
         self._check(example, pair)
         return pair
+
+    def _with_context_text(self, context: str | Sequence[Message], prompt: list[Message]) -> str:
+        try:
+            return self._text(self._place(context, prompt))
+        except TemplateError as error:
+            raise ValueError(
+                f"The chat template refuses the with-context view ({error}); set views.context_slot to 'user', or "
+                "'leading_turns' for a context of turns."
+            ) from error
 
     def _check(self, example: Example, pair: PromptPair) -> None:
         question = example.prompt[-1]["content"].strip()

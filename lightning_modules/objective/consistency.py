@@ -98,7 +98,7 @@ def token_terms(
     *,
     consistency: Consistency,
     beta: float = 1.0,
-    support: Support | None = None,
+    support: Support = Support(),
     temperature: float = 1.0,
     adaptive_tau: float = 0.5,
 ) -> TokenTerms:
@@ -109,14 +109,13 @@ def token_terms(
         example_T: index of the example each token belongs to; all tokens of an example are here (`adaptive_anchor`).
         consistency: what the second term aligns, see the module's docstring.
         beta: divergence of the distillation term, 1 = KL(q_x || f).
-        support: vocabulary support of every divergence; None is the full vocabulary.
+        support: vocabulary support of every divergence; the default is the full vocabulary.
         temperature: divides all logits.
         adaptive_tau: scale in nats of `adaptive_anchor`: an example whose mean KL(q_x || f) is tau weighs 1/e.
 
     Raises:
         ValueError: if the variant needs anchor logits and has none.
     """
-    support = support or Support()
     columns_TK = support.columns(views.student_no_context_TV)
 
     def log_p(logits_TV: Tensor) -> Tensor:

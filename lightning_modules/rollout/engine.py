@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplingSpec:
     """How completions are drawn."""
 

@@ -295,7 +295,12 @@ def test_help_reads_well(capsys):
         main(["fit", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for words in ("--model.consistency", "what the second term aligns", "--removability.every_n_steps"):
+    for words in (
+        "--model.consistency",
+        "Longest with-context prompt in tokens",
+        "what the second term aligns",
+        "--removability.every_n_steps",
+    ):
         assert words in text
 
 

@@ -134,3 +134,44 @@ def test_the_shared_prefix_covers_the_context(tokenizer):
 
 def test_as_text():
     assert as_text(DEMONSTRATIONS) == "User: Which continent is Lima, Peru in?\nAssistant: South America"
+
+
+LLAMA3 = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "<|header|>system<|/header|>Cutting Knowledge Date: December 2023\n{{ system }}<|eot|>"
+    "{% for m in messages %}<|header|>{{ m['role'] }}<|/header|>{{ m['content'] | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|header|>assistant<|/header|>{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<start>{{ m['role'] }}\n{{ m['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<start>model\n{% endif %}"
+)
+
+
+def with_template(folder, template):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_template_like_llama_3s_keeps_its_bos_and_loses_its_date(tiny_model_dir):
+    """Its system turn holds the dates even when no system message is given, and the turn opens with the bos token."""
+    render = renderer(with_template(tiny_model_dir, LLAMA3)).render
+    pair = render(example("Answer briefly."))
+    assert pair.no_context_text == (
+        "<|begin|><|header|>user<|/header|>Which continent is Paris, France in?<|eot|><|header|>assistant<|/header|>"
+    )
+    assert pair.with_context_text.startswith("<|begin|><|header|>system<|/header|>Cutting")
+    assert pair.with_context_text.count("<|begin|>") == 1
+
+
+def test_a_template_without_system_turns(tiny_model_dir):
+    tokenizer = with_template(tiny_model_dir, GEMMA)
+    pair = renderer(tokenizer, context_slot="user").render(example("Answer briefly."))
+    assert pair.no_context_text == "<|begin|><start>user\nWhich continent is Paris, France in?<end><start>model\n"
+    assert "user\nAnswer briefly.\n\nWhich" in pair.with_context_text
+    with pytest.raises(ValueError, match=r"context_slot.*'user'"):
+        renderer(tokenizer).render(example("Answer briefly."))
