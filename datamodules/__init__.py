@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datamodules.base import ContextDataModule, Split
     from datamodules.contexts import context_names, load_context
-    from datamodules.example import Example, Grade, GradeReason, Message
+    from datamodules.example import Environment, Example, Grade, GradeReason, Message
+    from datamodules.games import GameDataModule
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
 
 __all__ = [
     "ContextDataModule",
+    "Environment",
     "Example",
+    "GameDataModule",
     "GeographyDataModule",
     "Grade",
     "GradeReason",
@@ -30,7 +33,9 @@ __all__ = [
 
 _MODULE_OF = {
     "ContextDataModule": "base",
+    "Environment": "example",
     "Example": "example",
+    "GameDataModule": "games",
     "GeographyDataModule": "geography",
     "Grade": "example",
     "GradeReason": "example",
