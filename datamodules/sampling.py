@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -81,3 +82,74 @@ def interleave(strata: Sequence[Sequence[T]]) -> list[T]:
         for position, item in enumerate(stratum)
     ]
     return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
+
+
+def proportional_shares(total: int, available: Mapping[str, int], purpose: str) -> dict[str, int]:
+    """Share `total` items among classes in proportion to their sizes, by largest remainders.
+
+    Args:
+        total: Items wanted, in all.
+        available: Items that each class has.
+        purpose: What the items are for, for the error message.
+
+    Returns:
+        Items to take from each class, in the order of `available`; they sum to `total`.
+
+    Raises:
+        ValueError: if the classes have fewer than `total` items together.
+    """
+    num_items = sum(available.values())
+    if total > num_items:
+        raise ValueError(f"{purpose}: {total} items asked for, {num_items} available: {dict(available)}.")
+    counts = {name: total * size // max(num_items, 1) for name, size in available.items()}
+    by_remainder = sorted(available, key=lambda name: (-(total * available[name] % max(num_items, 1)), name))
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def draw_whole_clusters(
+    clusters: Sequence[Sequence[int]],
+    kinds: Sequence[str],
+    quotas: Mapping[str, int],
+    max_cluster_size: int,
+    purpose: str,
+) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Take clusters in their order until they hold exactly as many items as the quotas sum to.
+
+    A cluster is taken if every kind of item in it still fits its quota. What is missing then, where the clusters of a
+    kind don't add up to its quota, is filled up from any kind.
+
+    Args:
+        clusters: Indices into `kinds`, each in one cluster; in random order.
+        kinds: Kind of every item.
+        quotas: Items wanted of each kind.
+        max_cluster_size: Larger clusters are never taken.
+        purpose: What the items are for, for the error message.
+
+    Returns:
+        The clusters taken and the others, both in order.
+
+    Raises:
+        ValueError: if no whole clusters add up.
+    """
+    left = dict(quotas)
+    taken: set[int] = set()
+    for position, cluster in enumerate(clusters):
+        counts = Counter(kinds[index] for index in cluster)
+        if len(cluster) <= max_cluster_size and all(count <= left.get(kind, 0) for kind, count in counts.items()):
+            taken.add(position)
+            for kind, count in counts.items():
+                left[kind] -= count
+    missing = sum(left.values())
+    for position, cluster in enumerate(clusters):
+        if missing and position not in taken and len(cluster) <= min(missing, max_cluster_size):
+            taken.add(position)
+            missing -= len(cluster)
+    if missing:
+        raise ValueError(
+            f"{purpose}: {missing} items are missing, for clusters of duplicates stay whole and those of more than "
+            f"{max_cluster_size} items are trained on; ask for fewer."
+        )
+    chosen = [cluster for position, cluster in enumerate(clusters) if position in taken]
+    return chosen, [cluster for position, cluster in enumerate(clusters) if position not in taken]

@@ -80,7 +80,7 @@ def test_a_file_without_suffix_is_named_as_such(tmp_path: Path) -> None:
     "name", ["geography", "nowhere/geography_guidelines", "geography_guidelines.txt", "SOURCES", ""]
 )
 def test_unknown_names_list_the_known_ones(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match="geography_demonstrations, geography_guidelines"):
+    with pytest.raises(FileNotFoundError, match=r"geography_demonstrations, .*geography_guidelines"):
         load_context(name)
 
 
