@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from datamodules.classification import ClassificationDataModule
     from datamodules.contexts import context_names, load_context
     from datamodules.controls import Control, make_control, with_context
-    from datamodules.example import Example, Grade, GradeReason, Message
+    from datamodules.example import Environment, Example, Grade, GradeReason, Message
+    from datamodules.games import GameDataModule
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
     from datamodules.text_sources import TextSource, safety_mix
@@ -22,7 +23,9 @@ __all__ = [
     "ClassificationDataModule",
     "ContextDataModule",
     "Control",
+    "Environment",
     "Example",
+    "GameDataModule",
     "GeographyDataModule",
     "Grade",
     "GradeReason",
@@ -41,7 +44,9 @@ _MODULE_OF = {
     "ClassificationDataModule": "classification",
     "ContextDataModule": "base",
     "Control": "controls",
+    "Environment": "example",
     "Example": "example",
+    "GameDataModule": "games",
     "GeographyDataModule": "geography",
     "Grade": "example",
     "GradeReason": "example",

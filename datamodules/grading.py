@@ -65,10 +65,19 @@ def mentioned_choices(text: str, choices: Mapping[str, tuple[str, ...]]) -> froz
     Raises:
         ValueError: as `grade_choice_mention`, for the spellings.
     """
+    return frozenset(mentions_in_order(text, choices))
+
+
+def mentions_in_order(text: str, choices: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return the choice of every mention in `text`, from left to right, by rules 1 to 3 of `grade_choice_mention`.
+
+    Raises:
+        ValueError: as `grade_choice_mention`, for the spellings.
+    """
     pattern, choice_of_group = _mention_pattern(tuple(choices.items()))
-    return frozenset(
+    return [
         choice_of_group[match.lastgroup] for match in pattern.finditer(_normalise(text)) if match.lastgroup is not None
-    )
+    ]
 
 
 def _normalise(text: str) -> str:

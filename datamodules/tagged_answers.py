@@ -2,18 +2,22 @@
 
 Rules of the strict mode, in this order (why a completion counts wrong is its `Grade.reason`):
 
-1. No closed <answer>...</answer>: ``no_answer``. Text outside the tags is never read: "B" in "Bad" is no answer.
-2. Contents are compared after Unicode NFKC normalisation, case folding, and removal of surrounding white space,
-Markdown
-   marks, brackets and final punctuation: "**(b).**" is "b".
-3. Several tags with different contents: ``several_answers``, even if one is right. Repeating one answer is no fault.
-4. The content is one spelling of a choice: ``correct`` or ``wrong``. A one-letter choice may be followed by its option
-   behind a delimiter: "B. Aspirin", "B) Aspirin", "B: Aspirin".
-5. The content names two or more choices: ``several_answers``; anything else: ``not_a_choice``.
+1. Only what stands between ``<answer>`` and ``</answer>``, with no other tag between, is read: the B of "Bad" is no
+   answer. Tags may be in any case, and empty tags are no tags. None with content: ``no_answer``.
+2. Contents are compared after Unicode NFKC normalisation and case folding, with white space collapsed, and without
+   Markdown marks, quotes, brackets and punctuation around them: "**(b).**" is "b".
+3. A content is a choice if it is one spelling of it, or its one letter and its option behind a delimiter: "B. Aspirin",
+   "B) Aspirin", "B: Aspirin", "B (Aspirin)", "B - Aspirin". The option is not compared with anything. It may hold
+   letters of its own ("B. Vitamin C", "B. C. difficile") but must not offer another choice ("B. or C",
+   "B. Aspirin C. Ibuprofen").
+4. Several tags that are not all the same choice, or the same text: ``several_answers``, even if one is right. Repeating
+   one answer is no fault.
+5. The content is a choice: ``correct`` or ``wrong``. It names two or more: ``several_answers``. Anything else, also
+   "The answer is B": ``not_a_choice``. A one-letter choice is named in its own case only: "a" is an article.
 
-The lenient mode differs in three points, for comparison with results graded less strictly: the LAST tag counts
-(OPCD's rule, arXiv:2602.12275); a tag that was opened and never closed is read to the end of the text; and inside the
-tag the first choice named counts.
+The lenient mode is for comparison with results graded less strictly. The LAST tag alone counts (OPCD's rule,
+arXiv:2602.12275); a tag that was never closed is read up to the next tag or the end; and where the content is no
+choice, the first choice it names counts. Outside tags it reads as little as the strict mode.
 """
 
 from __future__ import annotations
@@ -23,80 +27,105 @@ import unicodedata
 from collections.abc import Mapping
 
 from datamodules.example import Grade
-from datamodules.grading import mentioned_choices
+from datamodules.grading import mentions_in_order
 
-_CLOSED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
-_OPEN = re.compile(r"<answer>((?:(?!<answer>).)*)\Z", re.IGNORECASE | re.DOTALL)
-_MARKS = " \t\r\n*_`~\"'()[]{}$.,;:!"
-"""What may surround an answer without changing it."""
+_NO_TAG = r"(?:(?!</?answer>).)*"
+# ASCII: without it, case-insensitive "s" also matches the long s of old prints.
+_CLOSED = re.compile(rf"<answer>({_NO_TAG})</answer>", re.IGNORECASE | re.DOTALL | re.ASCII)
+_OPENED = re.compile(rf"<answer>({_NO_TAG})", re.IGNORECASE | re.DOTALL | re.ASCII)
+
+_MARKS = " *_`~\"'\u2018\u2019\u201c\u201d()[]{}<>$.,;:!#"
+"""What may surround an answer without changing it, curly quotes too; a question mark does change it."""
+_DELIMITER = r"[*_`]*(?:\s*[.):\]](?![^\W\d_]\.)|\s[(\u2013\u2014-])[*_`]*\s*(?=\S)"
+"""Between a choice's letter and its option; a dash or an opening bracket only behind a space. "A.V. block" has none."""
+_JOINING_WORDS = frozenset({"or", "and", "either", "maybe", "perhaps", "possibly", "also"})
+"""Between letters they do not make an option's text."""
 
 Choices = Mapping[str, tuple[str, ...]]
 """For every choice in canonical form its other spellings."""
-
-
-def tagged_contents(completion: str, *, lenient: bool = False) -> list[str]:
-    """Contents of the answer tags, in order, as they are written.
-
-    Args:
-        completion: any text.
-        lenient: also read a last tag that was never closed.
-    """
-    contents: list[str] = _CLOSED.findall(completion)
-    if lenient and (cut_off := _OPEN.search(_CLOSED.sub("", completion))):
-        contents.append(cut_off[1])
-    return contents
-
-
-def normalise_answer(content: str) -> str:
-    """Fold what only looks different, and take surrounding marks away (rule 2)."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", content).casefold()).strip(_MARKS)
 
 
 def grade_tagged_answer(completion: str, answer: str, choices: Choices, *, lenient: bool = False) -> Grade:
     """Grade a completion by its tagged answer; the rules are in the module's docstring.
 
     Args:
-        completion: any text.
-        answer: the right choice, a key of `choices`.
-        choices: every choice with its other spellings; the key itself always counts as one.
-        lenient: read more completions as answers.
+        completion: Any text.
+        answer: The right choice, a key of `choices`.
+        choices: Every choice with its other spellings; the key itself always counts as one.
+        lenient: Read more completions as answers.
+
+    Returns:
+        The grade; `Grade.parsed` is the choice, or None where no single one was read.
 
     Raises:
-        ValueError: if `answer` is no key of `choices`.
+        ValueError: if `answer` is no key of `choices`, or a spelling is blank, has no letter or digit at one of its
+            ends, or belongs to two choices.
     """
     if answer not in choices:
         raise ValueError(f"answer {answer!r} is none of the choices {sorted(choices)}.")
+    mentions_in_order("", choices)  # refuses spellings that could not be told apart, whatever the completion
     contents = tagged_contents(completion, lenient=lenient)
     if not contents:
         return Grade(correct=False, parsed=None, reason="no_answer")
-    if not lenient and len({normalise_answer(content) for content in contents}) > 1:
+    if not lenient and len({_choice(content, choices) or (normalise_answer(content),) for content in contents}) > 1:
         return Grade(correct=False, parsed=None, reason="several_answers")
     parsed = _choice(contents[-1], choices)
-    if parsed is None and lenient:
-        parsed = _first_choice(contents[-1], choices)
+    named = _named_choices(contents[-1], choices)
+    if parsed is None and lenient and named:
+        parsed = named[0]
     if parsed is None:
-        several = len(mentioned_choices(contents[-1], choices)) > 1
-        return Grade(correct=False, parsed=None, reason="several_answers" if several else "not_a_choice")
+        return Grade(correct=False, parsed=None, reason="several_answers" if len(set(named)) > 1 else "not_a_choice")
     correct = parsed == answer
     return Grade(correct=correct, parsed=parsed, reason="correct" if correct else "wrong")
 
 
+def tagged_contents(completion: str, *, lenient: bool = False) -> list[str]:
+    """Return the contents of the answer tags that have one, in order, as they are written.
+
+    Args:
+        completion: Any text.
+        lenient: Also read tags that were never closed, up to the next tag or the end.
+    """
+    contents: list[str] = (_OPENED if lenient else _CLOSED).findall(completion)
+    return [content for content in contents if normalise_answer(content)]
+
+
+def normalise_answer(content: str) -> str:
+    """Fold what only looks different, and take surrounding marks away (rule 2)."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", content).casefold())
+    return " ".join(folded.split()).strip(_MARKS)
+
+
 def _choice(content: str, choices: Choices) -> str | None:
-    """The choice that the content is, by rule 4."""
+    """Return the choice that the content is, by rule 3."""
     normal = normalise_answer(content)
-    for choice, others in choices.items():
-        for spelling in (choice, *others):
-            wanted = normalise_answer(spelling)
-            if normal == wanted or (len(wanted) == 1 and re.match(rf"{re.escape(wanted)}\s*[.):]\s*\S", normal)):
-                return choice
-    return None
+    choice_of = {normalise_answer(spelling): choice for choice in choices for spelling in (choice, *choices[choice])}
+    if normal in choice_of:
+        return choice_of[normal]
+    letters = "".join(spelling for spelling in choice_of if len(spelling) == 1 and spelling.isalpha())
+    if not letters:
+        return None
+    behind = re.match(rf"([{letters}]){_DELIMITER}", normal)
+    if behind is None or _offers_another(normal[behind.end() :], behind[1], letters):
+        return None
+    return choice_of[behind[1]]
 
 
-def _first_choice(content: str, choices: Choices) -> str | None:
-    """The choice named first, as whole words."""
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", content))
-    for end in range(1, len(words) + 1):
-        named = mentioned_choices(" ".join(words[:end]), choices)
-        if named:
-            return sorted(named)[0]
-    return None
+def _offers_another(option: str, letter: str, letters: str) -> bool:
+    """Return whether the text behind a choice's letter offers another of `letters`.
+
+    That is one with a delimiter of its own, but not at the start ("C. difficile"); or a text of letters alone.
+    """
+    marked = re.findall(rf"(?<=[^\w.])([{letters}]){_DELIMITER}", option)
+    words = set(re.findall(r"\w+", option)) - _JOINING_WORDS
+    alone = words if words <= set(letters) else set()
+    return bool({*marked, *alone} - {letter})
+
+
+def _named_choices(content: str, choices: Choices) -> list[str]:
+    """Return the choices that the content names as whole words, in order, by the rules of `datamodules.grading`."""
+    spellings = {spelling for choice, others in choices.items() for spelling in (choice, *others)}
+    text = unicodedata.normalize("NFKC", content)
+    # "a" is an article, and named A by nobody.
+    text = re.sub(r"(?<![^\W_])[^\W_](?![^\W_])", lambda word: word[0] if word[0] in spellings else " ", text)
+    return mentions_in_order(text, choices)

@@ -201,8 +201,14 @@ class ContextDistillation(L.LightningModule):
                 "trainer.precision is 16-mixed, whose scaled gradients this module would clip wrongly; use bf16-mixed, "
                 "bf16-true or 32-true."
             )
-        examples = getattr(getattr(self.trainer, "datamodule", None), "examples", None)
-        if examples is not None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "examples"):
+            examples = data.examples
+            if hasattr(data, "environment") and data.environment(examples("train")[0]) is not None:
+                raise ValueError(
+                    f"{type(data).__name__} gives games of several turns, and this module trains on single answers: it "
+                    "would learn first moves only. Use the DataModule's environments in a loop of your own."
+                )
             for split in ("train", "val"):
                 for example in examples(split):
                     self.renderer.render(example)
