@@ -115,6 +115,7 @@ class GameDataModule(ContextDataModule):
         """Check the numbers; no game is opened before `setup`."""
         super().__init__(batch_size, eval_batch_size, seed, num_workers)
         self.env_id = env_id
+        self.licences = {env_id: "TextArena, Apache-2.0 or MIT by game"}
         self.env_options: Mapping[str, OptionValue] = env_options or {}
         self.context = context
         self.max_turns = require_int("max_turns", max_turns, minimum=1)

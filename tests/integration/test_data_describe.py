@@ -97,6 +97,25 @@ def test_copies_across_splits_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     assert found == {("val", "train"): (1, 1), ("test", "train"): (1, 2), ("test", "val"): (2, 2)}
 
 
+def test_games_are_compared_by_board_and_have_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def example(number: int, board: str) -> Example:
+        return Example(str(number), (Message(role="user", content=f"Play.\n{board}\nMove."),), None, "win", "game")
+
+    splits: dict[Split, list[Example]] = {
+        "train": [example(0, "| |G|")],
+        "val": [example(1, "|G| |"), example(2, "| |G|")],
+        "test": [example(3, "|.|G|")],
+    }
+    monkeypatch.setattr(GeographyDataModule, "load_splits", lambda self: splits)
+    monkeypatch.setattr(GeographyDataModule, "summary", lambda self: "")
+    monkeypatch.setattr(GeographyDataModule, "environment", lambda self, example: object())
+    sheet = describe(GeographyDataModule(), None)
+    assert [(overlap.num_exact, overlap.num_near) for overlap in sheet.overlaps] == [(1, None), (0, None), (0, None)]
+    markdown = to_markdown(sheet)
+    assert "| val | all | 2 | - | - |" in markdown
+    assert "| val | train | 1 | - |" in markdown
+
+
 def documented_counts(sheet: Datasheet) -> str:
     return to_markdown(sheet).split("## Items\n")[1].split("## Lengths")[0]
 
