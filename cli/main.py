@@ -32,12 +32,14 @@ from cli.checkpoints import last_checkpoint
 from cli.save_config import RunFolder
 from datamodules.base import ContextDataModule
 from datamodules.classification import ClassificationDataModule
+from datamodules.games import GameDataModule
 from datamodules.geography import GeographyDataModule
 from lightning_modules.context_distillation import ContextDistillation
 
 __all__ = [
     "ClassificationDataModule",
     "ContextDistillation",
+    "GameDataModule",
     "GeographyDataModule",
     "HFExport",
     "PredictionWriter",

@@ -120,3 +120,10 @@ class Environment(Protocol):
     def step(self, completion: str) -> TurnOutcome:
         """Play one turn. Never raises for what the completion says: what is no move is an invalid one."""
         ...
+
+
+def grade_game(*, won: bool, done: bool) -> Grade:
+    """Grade a game by how it stands: won; lost, where it has ended by its own rules; else unfinished."""
+    if won:
+        return Grade(correct=True, parsed="win", reason="correct")
+    return Grade(correct=False, parsed=None, reason="lost" if done else "unfinished")

@@ -1,12 +1,15 @@
 """`GameDataModule`: text games of several turns, with the rules taken out of the prompt and put into the context.
 
-The games are TextArena's (0.7.4; Apache-2.0 or MIT by game, installed separately). The settings of arXiv:2606.11627 are
-FrozenLake 3x3 with 2 holes and Sokoban 6x6 with 1 box, at most 5 turns.
+The games are TextArena's (0.7.4, MIT, installed separately). The settings of arXiv:2606.11627 are FrozenLake 3x3 with 2
+holes and Sokoban 6x6 with 1 box, at most 5 turns.
 
-What the two views show. The no-context prompt is `INSTRUCTION` and the opening board: how to write a move and how many
-turns there are, but neither the rules nor the goal nor what the symbols mean. TextArena's own opening prompt, which
-explains all that, is never shown; its boards and replies are shown as they are, the list of actions included. The
-privileged context is experience from earlier games: ``frozen_lake_experience``, ``sokoban_experience``, or your file.
+What the two views show. TextArena opens a game with its rules. They are left out of both views, and in their place
+stands what OPCD's code (arXiv:2602.12275) leaves of them, in our words (`GRID_INSTRUCTION`): that P is the player, that
+a turn is one step, the names of the moves and how to write them, and that a goal is to be reached; not what holes,
+boxes, targets and walls are or do. TextArena's boards and replies are shown as they are. The privileged context is
+experience from earlier games: ``frozen_lake_experience``, ``sokoban_experience``, or your file. Departures from OPCD:
+the prompt names the turn limit, and the conversation so far is turns of the chat (with all that the player wrote),
+where OPCD packs earlier boards and moves into a single user turn.
 
 Splits are by board. TextArena numbers games by seed, and different seeds open the same board: 2,000 seeds of FrozenLake
 3x3 with 2 holes open 19 boards, so that a split by seed (the published protocol) tests on boards that were trained on.
@@ -22,15 +25,23 @@ import numpy as np
 
 from datamodules.base import ContextDataModule, Split, require_int
 from datamodules.contexts import load_context
-from datamodules.example import Environment, Example, Grade, Message
+from datamodules.example import Environment, Example, Grade, Message, grade_game
 from datamodules.game_boards import ACTIONS, PARSERS, fewest_moves, parse_board
 from datamodules.sampling import shuffled
 from datamodules.textarena_game import OptionValue, TextArenaGame
 
-INSTRUCTION = (
-    "Play this game. You make one move per turn and have at most {max_turns} turns. Write your move in square "
-    "brackets, for example [move]; if you write several, the last one counts."
+GRID_INSTRUCTION = (
+    "You are the player on this grid, shown as P. In each turn you move by one step: [up], [down], [left] or [right]. "
+    "Reach the goal in as few steps as possible; you have at most {max_turns} turns. Write your move in square "
+    "brackets; if you write several, the last one counts."
 )
+"""For the games of `game_boards`."""
+
+INSTRUCTION = (
+    "Play this game; you have at most {max_turns} turns. Write your action in square brackets; if you write several, "
+    "the last one counts."
+)
+"""For any other game."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,8 @@ class _Opening:
 
     seed: int
     observation: str
+    board: str
+    """Equal for seeds that open the same game: what is seen of it and, where it can be compared, what is hidden."""
     num_moves: int | None
     """Fewest moves that win within the turn limit; None: none do, or the rules are not known here."""
 
@@ -74,13 +87,14 @@ class GameDataModule(ContextDataModule):
         context: Name or path of the privileged context of every item, as `load_context` takes it. None: no context.
         max_turns: Turns after which an unfinished game counts as lost. The paper: 5, in which no board of FrozenLake
             4x4 can be won: all need 6, hence 8 here.
-        num_seeds: Seeds 0 to num_seeds - 1 are opened to find boards; Sokoban takes about 5 ms each.
+        num_seeds: Seeds 0 to num_seeds - 1 are opened to find boards; Sokoban takes 3 to 10 ms each.
         num_train: Training items; None: all that validation and test leave.
         num_val: Validation items.
         num_test: Test items.
         split_by: ``board``: no board is in two splits. ``seed_leaky``: the published protocol, one item per seed, whose
             boards recur across splits; `statistics` counts them.
         only_solvable: Leave out boards that cannot be won within the turn limit; the published protocol keeps them.
+        shows_rules: Both views begin with the game's own rules: for games that are not to be found out.
         split_seed: Which boards go where.
         batch_size: Games per optimizer step, over all ranks together; a multiple of the number of ranks.
         eval_batch_size: Games per evaluation batch, on each rank.
@@ -88,8 +102,8 @@ class GameDataModule(ContextDataModule):
         num_workers: Processes per loader; 0 reads in the main process.
 
     Raises:
-        ValueError: if a number is out of range. From `setup`: if the game or an option is unknown, or it has fewer
-            boards than asked for.
+        ValueError: if a number is out of range. From `setup`: if the game or an option is unknown, it has fewer boards
+            than asked for, or none of them can be won within the turn limit.
         FileNotFoundError: from `setup`, if there is no such context.
         ImportError: from `setup`, if `textarena` is not installed.
     """
@@ -106,6 +120,7 @@ class GameDataModule(ContextDataModule):
         num_test: int = 64,
         split_by: Literal["board", "seed_leaky"] = "board",
         only_solvable: bool = False,
+        shows_rules: bool = False,
         split_seed: int = 0,
         batch_size: int = 16,
         eval_batch_size: int = 32,
@@ -126,18 +141,27 @@ class GameDataModule(ContextDataModule):
         if split_by not in ("board", "seed_leaky"):
             raise ValueError(f"split_by={split_by!r} is neither 'board' nor 'seed_leaky'.")
         self.split_by = split_by
-        self.only_solvable = only_solvable
+        self.only_solvable, self.shows_rules = only_solvable, shows_rules
+        self.rules_are_known = env_id.split("-")[0] in PARSERS
+        self.licences = {env_id: "MIT (TextArena)"}
         self.split_seed = require_int("split_seed", split_seed, minimum=0)
+        if only_solvable and not self.rules_are_known:
+            known = ", ".join(PARSERS)
+            raise ValueError(f"only_solvable=True needs a game whose rules are known here ({known}), not {env_id!r}.")
         self._statistics: BoardStatistics | None = None
 
     def load_splits(self) -> dict[Split, list[Example]]:
         """Open every seed, then deal the boards (or, leaky, the seeds) out to the splits."""
         context = None if self.context is None else load_context(self.context)
         openings = self._open_seeds()
-        boards = list({opening.observation: opening for opening in reversed(openings)}.values())[::-1]
+        boards = list({opening.board: opening for opening in reversed(openings)}.values())[::-1]
         items = openings if self.split_by == "seed_leaky" else boards
+        if self.rules_are_known and all(board.num_moves is None for board in boards):
+            raise ValueError(
+                f"{self.env_id} {dict(self.env_options)}: none of {len(boards)} boards can be won within "
+                f"max_turns={self.max_turns}; raise it, or choose a smaller game through env_options."
+            )
         if self.only_solvable:
-            self._require_known_rules(boards[0])
             items = [opening for opening in items if opening.num_moves is not None]
         splits = self._deal(items)
         self._statistics = self._count(boards, splits)
@@ -153,14 +177,15 @@ class GameDataModule(ContextDataModule):
     def summary(self) -> str:
         """Return the base class's table, and what the boards are like."""
         stats = self.statistics
-        lines = [super().summary(), f"{self.env_id} {dict(self.env_options)}: {stats.num_boards} distinct boards in "]
-        lines[-1] += f"{stats.num_seeds} seeds"
+        found = f"{self.env_id} {dict(self.env_options)}: {stats.num_boards} distinct boards in {stats.num_seeds} seeds"
         if stats.solvable_share is not None and stats.one_move_share is not None:
-            lines[-1] += f", {stats.solvable_share:.1%} can be won within {self.max_turns} moves"
-            lines[-1] += f", {stats.one_move_share:.1%} in one"
+            found += f", {stats.solvable_share:.1%} can be won within {self.max_turns} moves"
+            found += f", {stats.one_move_share:.1%} in one"
+        lines = [super().summary(), found]
         if self.split_by == "seed_leaky":
             lines.append(
-                f"LEAKY: {stats.num_leaked} of {self.num_val + self.num_test} evaluated boards are trained on."
+                f"LEAKY: {stats.num_leaked} of {self.num_val + self.num_test} evaluated items have a board "
+                "that is trained on."
             )
         return "\n".join(lines)
 
@@ -168,24 +193,34 @@ class GameDataModule(ContextDataModule):
         """Open the item's game afresh."""
         seed = example.meta["seed"]
         assert isinstance(seed, int)
-        actions = ACTIONS if self.env_id.split("-")[0] in PARSERS else None
-        return TextArenaGame(self.env_id, seed, self.env_options, self.max_turns, actions)
+        return self._open(seed)
 
     def grade(self, example: Example, completion: str) -> Grade:
-        """Grade a lone completion as the first turn of its game; games of several turns are graded by playing them."""
+        """Grade a lone completion as the first turn of its game: ``unfinished``, unless that turn ends it.
+
+        A game of several turns is graded by playing it: see `environment`.
+        """
         game = self.environment(example)
-        game.step(completion)
-        return grade_game(game)
+        outcome = game.step(completion)
+        return grade_game(won=game.won, done=outcome.done)
+
+    def _open(self, seed: int) -> TextArenaGame:
+        actions = ACTIONS if self.rules_are_known else None
+        return TextArenaGame(self.env_id, seed, self.env_options, self.max_turns, actions, self.shows_rules)
 
     def _open_seeds(self) -> list[_Opening]:
         moves: dict[str, int | None] = {}
         openings = []
+        compares = self.split_by == "board" or self.rules_are_known
         for seed in range(self.num_seeds):
-            observation = TextArenaGame(self.env_id, seed, self.env_options, self.max_turns).first_observation
+            game = self._open(seed)
+            observation = game.first_observation
             if observation not in moves:
                 board = parse_board(self.env_id, observation)
                 moves[observation] = None if board is None else fewest_moves(board, self.max_turns)
-            openings.append(_Opening(seed, observation, moves[observation]))
+            openings.append(
+                _Opening(seed, observation, game.initial_state if compares else observation, moves[observation])
+            )
         return openings
 
     def _deal(self, items: Sequence[_Opening]) -> dict[Split, list[_Opening]]:
@@ -204,21 +239,18 @@ class GameDataModule(ContextDataModule):
         return {"train": train[: self.num_train], "val": val, "test": test}
 
     def _count(self, boards: Sequence[_Opening], splits: Mapping[Split, Sequence[_Opening]]) -> BoardStatistics:
-        known = parse_board(self.env_id, boards[0].observation) is not None
+        known = self.rules_are_known
         solvable = sum(board.num_moves is not None for board in boards) / len(boards)
         one_move = sum(board.num_moves == 1 for board in boards) / len(boards)
-        trained = {opening.observation for opening in splits["train"]}
-        leaked = sum(opening.observation in trained for opening in [*splits["val"], *splits["test"]])
+        trained = {opening.board for opening in splits["train"]}
+        leaked = sum(opening.board in trained for opening in [*splits["val"], *splits["test"]])
         return BoardStatistics(
             self.num_seeds, len(boards), solvable if known else None, one_move if known else None, leaked
         )
 
-    def _require_known_rules(self, opening: _Opening) -> None:
-        if parse_board(self.env_id, opening.observation) is None:
-            raise ValueError(f"only_solvable=True needs a game whose rules are known here; {self.env_id} is not one.")
-
     def _example(self, opening: _Opening, context: str | tuple[Message, ...] | None) -> Example:
-        instruction = INSTRUCTION.format(max_turns=self.max_turns)
+        template = GRID_INSTRUCTION if self.rules_are_known else INSTRUCTION
+        instruction = template.format(max_turns=self.max_turns)
         return Example(
             id=f"{self.env_id}:{opening.seed}",
             prompt=(Message(role="user", content=f"{instruction}\n\n{opening.observation}"),),
@@ -227,8 +259,3 @@ class GameDataModule(ContextDataModule):
             source=self.env_id,
             meta={"env_id": self.env_id, "seed": opening.seed, "num_moves": opening.num_moves},
         )
-
-
-def grade_game(game: Environment) -> Grade:
-    """Return the grade of a game that has been played: won, or lost."""
-    return Grade(correct=game.won, parsed=None, reason="correct" if game.won else "lost")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import random
 from collections import Counter
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("textarena", reason="games need the extra `games` (textarena)")
 
-from datamodules.example import Example
+from datamodules.example import Example, grade_game
 from datamodules.game_boards import ACTIONS, FrozenLake, Sokoban, fewest_moves, parse_board
 from datamodules.games import GameDataModule
 from datamodules.textarena_game import TextArenaGame, last_action
@@ -47,9 +47,11 @@ def test_the_small_lake_has_19_boards_all_won_in_4_moves(small_lake):
     assert "19 distinct boards in 2000 seeds, 100.0% can be won within 5 moves" in small_lake.summary()
 
 
-def test_the_default_lake_has_333_boards_and_none_is_won_in_5_turns():
-    stats = GameDataModule(max_turns=5).statistics
-    assert (stats.num_boards, stats.solvable_share) == (333, 0.0)
+def test_the_default_lake_has_333_boards_all_won_in_6_moves_so_5_turns_are_refused():
+    stats = GameDataModule(max_turns=6).statistics
+    assert (stats.num_boards, stats.solvable_share, stats.one_move_share) == (333, 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"none of \d+ boards can be won within max_turns=5; raise it"):
+        GameDataModule(max_turns=5, num_seeds=500).setup()
 
 
 def test_splits_share_no_board_and_no_id(small_lake):
@@ -63,7 +65,7 @@ def test_splits_share_no_board_and_no_id(small_lake):
 def test_the_published_split_leaks_and_says_so():
     data = lake(split_by="seed_leaky", num_seeds=200, num_val=40, num_test=40)
     assert data.statistics.num_leaked == 80
-    assert "LEAKY: 80 of 80 evaluated boards are trained on." in data.summary()
+    assert "LEAKY: 80 of 80 evaluated items have a board that is trained on." in data.summary()
 
 
 def test_splits_are_the_same_in_every_run_and_differ_by_split_seed(small_lake):
@@ -91,22 +93,30 @@ def test_sokoban_some_boards_cannot_be_won_in_5_moves_and_many_need_one():
 
 @pytest.mark.parametrize(("env_id", "options"), [("FrozenLake-v0", LAKE), ("Sokoban-v0", ROOM)])
 def test_the_search_agrees_with_playing_every_sequence_of_moves(env_id, options):
-    """Up to 4 moves in TextArena itself, two boards out of each hundred seeds."""
-    for seed in (0, 1, 100, 101):
-        board = parse_board(env_id, TextArenaGame(env_id, seed, options, 4).first_observation)
+    """Every sequence of up to 5 valid moves, played in TextArena itself."""
+    found = set()
+    for seed in range(12):
+        game = TextArenaGame(env_id, seed, options, 5)
+        board = parse_board(env_id, game.first_observation)
         assert board is not None
-        assert fewest_moves(board, 4) == _brute_force(env_id, options, seed, 4)
+        found.add(fewest := fewest_moves(board, 5))
+        assert fewest == _brute_force(game, 5)
+    assert found == ({4} if env_id == "FrozenLake-v0" else {1, 2, 4, 5, None})
 
 
-def _brute_force(env_id, options, seed, max_moves):
+def _brute_force(game, max_moves):
+    """Fewest moves that win, by playing copies of the real game."""
+    if max_moves == 0:
+        return None
     wins = []
-    for moves in itertools.product(MOVES, repeat=max_moves):
-        game = TextArenaGame(env_id, seed, options, max_moves)
-        for number, move in enumerate(moves, start=1):
-            if game.step(f"[{move}]").done:
-                wins += [number] * game.won
-                break
-    return min(wins, default=None)
+    for move in MOVES:
+        after = copy.deepcopy(game)
+        outcome = after.step(f"[{move}]")
+        if after.won:
+            return 1
+        if outcome.valid and not outcome.done:
+            wins.append(_brute_force(after, max_moves - 1))
+    return min((1 + moves for moves in wins if moves is not None), default=None)
 
 
 @given(seed=st.integers(0, 300), moves=st.lists(st.sampled_from(MOVES), max_size=8))
@@ -165,8 +175,11 @@ def test_the_prompt_shows_the_board_but_not_the_rules(small_lake):
     prompt = small_lake.examples("train")[0].prompt[-1]["content"]
     assert "at most 5 turns" in prompt
     assert "|  P  |" in prompt
-    for rule in ("Hole", "hole", "Objective", "Welcome", "[GAME]", "win"):
+    for rule in ("Hole", "hole", "Objective", "Welcome", "[GAME]", "'H'", "win"):
         assert rule not in prompt
+    assert "You are solving the Sokoban puzzle" in GameDataModule(
+        "Sokoban-v0", ROOM, None, 5, num_seeds=30, num_val=1, num_test=1, shows_rules=True
+    ).examples("test")[0].prompt[-1]["content"]  # fmt: skip
 
 
 def test_invalid_moves_are_told_apart_and_two_in_a_row_lose():
@@ -184,7 +197,19 @@ def test_won_and_lost_games_are_graded_so(small_lake):
     game = small_lake.environment(example)
     assert game.max_turns == 5
     assert not game.won
-    assert small_lake.grade(example, "[right]").reason == "lost"
+    assert small_lake.grade(example, "[right]").reason in ("lost", "unfinished")
+    straight = GameDataModule("Sokoban-v0", ROOM, None, 5, num_seeds=60, num_val=1, num_test=1)
+    one_move = next(item for item in straight.examples("train") if item.meta["num_moves"] == 1)
+    grades = [straight.grade(one_move, f"[{move}]") for move in MOVES]
+    assert [(grade.parsed, grade.reason) for grade in grades].count(("win", "correct")) == 1
+    assert [(grade.parsed, grade.reason) for grade in grades].count((None, "unfinished")) == 3
+
+
+@pytest.mark.parametrize(
+    ("won", "done", "reason"), [(True, True, "correct"), (False, True, "lost"), (False, False, "unfinished")]
+)
+def test_a_game_is_won_lost_or_unfinished(won, done, reason):
+    assert grade_game(won=won, done=done).reason == reason
 
 
 def test_unknown_games_and_options_are_refused():
@@ -196,7 +221,20 @@ def test_unknown_games_and_options_are_refused():
         TextArenaGame("TicTacToe-v0", 0, {}, 5)
 
 
+def test_games_that_differ_only_in_what_is_hidden_are_different_boards():
+    data = GameDataModule("GuessTheNumber-v0", None, None, 5, num_seeds=300, num_val=4, num_test=4)
+    assert data.statistics.num_boards == 20  # numbers from 1 to 20
+    assert len({board_of(item) for item in data.examples("train")}) == 1
+
+
+def test_a_state_that_cannot_be_compared_says_what_to_do():
+    with pytest.raises(ValueError, match=r"_Vehicle.*split_by to 'seed_leaky'"):
+        GameDataModule("RushHour-v0", None, None, 5, num_seeds=3, num_val=1, num_test=1).setup()
+
+
 def test_any_offline_game_runs_through_the_same_class():
+    with pytest.raises(ValueError, match=r"only_solvable=True needs.*FrozenLake, Sokoban.*TowerOfHanoi"):
+        GameDataModule("TowerOfHanoi-v0", only_solvable=True)
     data = GameDataModule("TowerOfHanoi-v0", None, None, 5, num_seeds=3, num_val=1, num_test=1, split_by="seed_leaky")
     assert data.statistics.solvable_share is None
     assert not data.environment(data.examples("test")[0]).step("[A C]").done
