@@ -71,14 +71,7 @@ def schooled_model(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-class Games(Riddles):
-    """Says that its items are games."""
-
-    def environment(self, example):
-        return object()
-
-
-def distil(model: Path, root: Path, consistency: str, data: ContextDataModule | None = None) -> list:
+def distil(model: Path, root: Path, consistency: str) -> list:
     module = ContextDistillation(
         ModelSpec(str(model)),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
@@ -97,7 +90,7 @@ def distil(model: Path, root: Path, consistency: str, data: ContextDataModule | 
         default_root_dir=root,
         callbacks=[RemovabilityCallback(every_n_steps=0)],
     )
-    trainer.fit(module, data or Riddles(batch_size=16))
+    trainer.fit(module, Riddles(batch_size=16))
     return [line.summaries["all"] for line in read_summaries(root / "removability/summary.jsonl")]
 
 
@@ -121,8 +114,3 @@ def test_a_flipped_sign_does_not(schooled_model, tmp_path, monkeypatch):
     monkeypatch.setattr(context_distillation, "token_terms", flipped)
     _, after = distil(schooled_model, tmp_path, "none")
     assert after.accuracy_no_context < 0.85
-
-
-def test_games_are_refused_rather_than_trained_on_their_first_move(schooled_model, tmp_path):
-    with pytest.raises(ValueError, match="Games gives games of several turns"):
-        distil(schooled_model, tmp_path, "none", Games(batch_size=16))
