@@ -1,13 +1,14 @@
 """Fixtures that unit and integration tests share. Nothing here reaches a network."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 # Before any test imports transformers, datasets or wandb, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The models here are tiny: a second thread only waits, and waits busily when something else runs beside the tests.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
 
@@ -35,14 +36,6 @@ TOKENIZER_CORPUS = [
     "system\nYou are a helpful assistant.\nuser\nassistant\n<think>\n\n</think>\n\n",
     "Reply with one word: the name of the continent. Choose the correct option: A, B, C or D.",
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_torch_threads() -> None:
-    """Keep tests to two threads, without importing torch for those that do not need it."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch imported later, in this process or one that a test starts
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
