@@ -33,6 +33,8 @@ from cli.save_config import RunFolder
 from datamodules.base import ContextDataModule
 from datamodules.classification import ClassificationDataModule
 from datamodules.geography import GeographyDataModule
+from datamodules.mathematics import MathDataModule
+from datamodules.medical import MedicalDataModule
 from lightning_modules.context_distillation import ContextDistillation
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "ContextDistillation",
     "GeographyDataModule",
     "HFExport",
+    "MathDataModule",
+    "MedicalDataModule",
     "PredictionWriter",
     "RolloutTable",
     "RunCSVLogger",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datamodules.example import Example, Grade, GradeReason, Message
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
+    from datamodules.mathematics import MathDataModule
+    from datamodules.medical import MedicalDataModule, TransferSets
     from datamodules.text_sources import TextSource
 
 __all__ = [
@@ -26,9 +28,12 @@ __all__ = [
     "GeographyDataModule",
     "Grade",
     "GradeReason",
+    "MathDataModule",
+    "MedicalDataModule",
     "Message",
     "Split",
     "TextSource",
+    "TransferSets",
     "context_names",
     "grade_choice_mention",
     "load_context",
@@ -44,9 +49,12 @@ _MODULE_OF = {
     "GeographyDataModule": "geography",
     "Grade": "example",
     "GradeReason": "example",
+    "MathDataModule": "mathematics",
+    "MedicalDataModule": "medical",
     "Message": "example",
     "Split": "base",
     "TextSource": "text_sources",
+    "TransferSets": "medical",
     "context_names": "contexts",
     "grade_choice_mention": "grading",
     "load_context": "contexts",
