@@ -11,43 +11,24 @@ Rules of the strict mode, in this order:
    compared by the library math-verify: fractions, decimals (to 6 places), roots, powers, sets, intervals, equations
    ("x = 5" is 5). A percent sign or a unit behind a number is not compared. Arithmetic need not be carried out: "2+3"
    is 5. A list of several values is not one of them: "3 or 5" is never 5.
-6. What can't be read within `TIME_LIMIT`, or is longer than `MAX_LENGTH`, is ``not_a_choice``. What can't be compared
-   in time is ``wrong``.
+6. What can't be read, is longer than `MAX_LENGTH`, or takes longer than `math_values.TIME_LIMIT`: ``not_a_choice``.
 
 The lenient mode reads the last tag alone, closed or not; without any tag, the last box of the completion.
-
-No text is evaluated as Python. math-verify's readers of plain expressions use SymPy's ``parse_expr``, which does that;
-so only its reader of LaTeX is used, which has a grammar.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
-import threading
-from typing import Literal
 
 from datamodules.example import Grade
+from datamodules.math_values import Verdict, compare_values
 from datamodules.tagged_answers import tagged_contents
 
 MAX_LENGTH = 400
 """Characters of an answer that are read; longer ones are a derivation."""
 MAX_ANSWERS = 4
 """Different answers in one completion that are compared; with more of them it is no answer anyway."""
-TIME_LIMIT = 5
-"""Seconds for each of reading the right answer, reading the given one, and comparing them."""
-_PROCESS_TIME_LIMIT = 60
-"""Seconds for a process of its own, which also has to import SymPy."""
 
-Verdict = Literal["equal", "different", "unreadable"]
-
-_DELIMITERS = r"\\?\$|\\[()\[\]]"
-"""Of formulas in LaTeX."""
 _WHOLE_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+)", re.ASCII)
 _AROUND = (("\\(", "\\)"), ("\\[", "\\]"), ("$", "$"), ("**", "**"), ("*", "*"), ("`", "`"))
 
@@ -65,6 +46,7 @@ def grade_math_answer(completion: str, answer: str, *, lenient: bool = False) ->
 
     Raises:
         ImportError: if math-verify is needed and not installed.
+        RuntimeError: if math-verify's process does not start.
     """
     contents = tagged_contents(completion, lenient=lenient)
     answers = [bare for content in contents for bare in _boxes(content) or [content]]
@@ -84,81 +66,23 @@ def grade_math_answer(completion: str, answer: str, *, lenient: bool = False) ->
 
 
 def compare(answer: str, given: str) -> Verdict:
-    """Compare two answers by value, in bounded time and from any thread.
-
-    math-verify bounds its time by a signal, which only the main thread may set; elsewhere a process of its own does
-    the comparison, which takes a second or two.
+    """Compare two answers, as `canonical_answer` returns them, by value.
 
     Args:
-        answer: The right answer, as `canonical_answer` returns it.
-        given: The one to judge, likewise. The order matters to math-verify.
+        answer: The right answer.
+        given: The one to judge.
 
     Raises:
         ImportError: if math-verify is needed and not installed.
-        RuntimeError: if the process cannot be started.
+        RuntimeError: if math-verify's process does not start.
     """
     if answer == given:
         return "equal"
-    if _WHOLE_NUMBER.fullmatch(answer) and _WHOLE_NUMBER.fullmatch(given):
-        return "different"
     if max(len(answer), len(given)) > MAX_LENGTH:
         return "unreadable"
-    return _compare_values(answer, given)
-
-
-def require_math_verify() -> None:
-    """Raise an ImportError that says what to install, if math-verify is missing."""
-    if importlib.util.find_spec("math_verify") is None:
-        raise ImportError("Grading mathematics needs math-verify: pip install 'context-returns[mathematics]'.")
-
-
-@functools.lru_cache(maxsize=65536)
-def _compare_values(answer: str, given: str) -> Verdict:
-    """Remembered, for one answer is given many times over, and reading takes milliseconds."""
-    require_math_verify()
-    if threading.current_thread() is threading.main_thread():
-        return _compare_here(answer, given)
-    return _compare_in_process(answer, given)
-
-
-def _compare_here(answer: str, given: str) -> Verdict:
-    """Compare by math-verify; for the main thread."""
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    right, judged = (
-        parse(
-            # One pair of dollar signs, around everything: of several formulas the library would read one alone.
-            f"${re.sub(_DELIMITERS, ' ', text).replace('°', ' ')}$",
-            extraction_config=[LatexExtractionConfig()],
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=TIME_LIMIT,
-        )
-        for text in (answer, given)
-    )
-    if not right or not judged:
-        return "unreadable"
-    return "equal" if verify(right, judged, timeout_seconds=TIME_LIMIT) else "different"
-
-
-def _compare_in_process(answer: str, given: str) -> Verdict:
-    """Compare in the main thread of a process of its own."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "datamodules.math_answers"],
-            input=json.dumps([answer, given]),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_PROCESS_TIME_LIMIT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-    except subprocess.TimeoutExpired:
-        return "unreadable"
-    if done.returncode > 0:
-        raise RuntimeError(f"Comparing {given!r} with {answer!r} in a process failed: {done.stderr[-500:]}")
-    # A process that a signal ended ran out of memory or stack over the answer.
-    return "unreadable" if done.returncode else json.loads(done.stdout)
+    if _WHOLE_NUMBER.fullmatch(answer) and _WHOLE_NUMBER.fullmatch(given):
+        return "different"
+    return compare_values(answer, given)
 
 
 def _boxes(text: str) -> list[str]:
@@ -188,7 +112,3 @@ def canonical_answer(text: str) -> str:
     if len(text) <= MAX_LENGTH and _WHOLE_NUMBER.fullmatch(text):
         return str(int(re.sub(r"[^\d+-]", "", text)))
     return text
-
-
-if __name__ == "__main__":
-    json.dump(_compare_here(*json.load(sys.stdin)), sys.stdout)

@@ -21,7 +21,8 @@ from datamodules.base import ContextDataModule, Split, require_int
 from datamodules.contexts import load_context
 from datamodules.duplicates import near_duplicate_clusters
 from datamodules.example import Example, Grade, Message
-from datamodules.math_answers import MAX_LENGTH, canonical_answer, grade_math_answer, require_math_verify
+from datamodules.math_answers import MAX_LENGTH, canonical_answer, grade_math_answer
+from datamodules.math_values import require_math_verify
 from datamodules.row_sources import BadRow, Row, parse_rows, read_rows, text_field
 from datamodules.rows import RowAudit
 from datamodules.sampling import hold_out_singles
@@ -142,10 +143,11 @@ class MathDataModule(ContextDataModule):
     def grade(self, example: Example, completion: str) -> Grade:
         """Grade by the value of the answer in the <answer> tags, by the rules of `datamodules.math_answers`.
 
-        Takes microseconds for whole numbers, milliseconds for most others, and a few seconds at most.
+        Takes microseconds for whole numbers, milliseconds for most others, and ten seconds at most.
 
         Raises:
             ImportError: if math-verify is needed and not installed.
+            RuntimeError: if math-verify's process does not start.
         """
         return grade_math_answer(completion, example.answer, lenient=self.lenient_grading)
 
