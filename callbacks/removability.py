@@ -187,8 +187,9 @@ def _named(summaries: dict[str, RemovabilitySummary], outer: str = "") -> dict[s
 
 def _record(data: ContextDataModule, comparison: ViewComparison) -> PairedRecord:
     example: Example = comparison.example
-    no_context = data.grade(example, comparison.no_context.text)
-    with_context = data.grade(example, comparison.with_context.text)
+    # A game brings its own verdict: its transcript is no answer to grade.
+    no_context = comparison.grade_no_context or data.grade(example, comparison.no_context.text)
+    with_context = comparison.grade_with_context or data.grade(example, comparison.with_context.text)
     return PairedRecord(
         id=example.id,
         group=example.group,

@@ -1,4 +1,4 @@
-"""The command line: ``python -m cli fit|validate|test|predict --config ...`` and ``python -m cli report RUN...``.
+"""The command line: ``python -m cli fit|validate|test|predict|report|data``.
 
 LightningCLI with four settings that are ours:
 
@@ -26,12 +26,12 @@ from callbacks.hf_export import HFExport
 from callbacks.predictions import PredictionWriter
 from callbacks.removability import RemovabilityCallback
 from callbacks.rollout_table import RolloutTable
-from callbacks.throughput import Throughput
 from callbacks.view_sample import ViewSample
 from cli.checkpoints import last_checkpoint
 from cli.save_config import RunFolder
 from datamodules.base import ContextDataModule
 from datamodules.classification import ClassificationDataModule
+from datamodules.games import GameDataModule
 from datamodules.geography import GeographyDataModule
 from datamodules.mathematics import MathDataModule
 from datamodules.medical import MedicalDataModule
@@ -40,6 +40,7 @@ from lightning_modules.context_distillation import ContextDistillation
 __all__ = [
     "ClassificationDataModule",
     "ContextDistillation",
+    "GameDataModule",
     "GeographyDataModule",
     "HFExport",
     "MathDataModule",
@@ -47,7 +48,6 @@ __all__ = [
     "PredictionWriter",
     "RolloutTable",
     "RunCSVLogger",
-    "Throughput",
     "ViewSample",
     "main",
 ]
@@ -109,6 +109,11 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
         from cli.report import report_cli  # matplotlib, not needed elsewhere
 
         report_cli(words[1:])
+        return None
+    if isinstance(words, list) and words[:1] == ["data"]:
+        from cli.data import data_cli
+
+        data_cli(words[1:])
         return None
     _quiet_expected_warnings()
     jsonargparse.set_parsing_settings(

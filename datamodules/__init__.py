@@ -13,18 +13,21 @@ if TYPE_CHECKING:
     from datamodules.classification import ClassificationDataModule
     from datamodules.contexts import context_names, load_context
     from datamodules.controls import Control, make_control, with_context
-    from datamodules.example import Example, Grade, GradeReason, Message
+    from datamodules.example import Environment, Example, Grade, GradeReason, Message
+    from datamodules.games import GameDataModule
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
     from datamodules.mathematics import MathDataModule
     from datamodules.medical import MedicalDataModule, TransferSets
-    from datamodules.text_sources import TextSource
+    from datamodules.text_sources import TextSource, safety_mix
 
 __all__ = [
     "ClassificationDataModule",
     "ContextDataModule",
     "Control",
+    "Environment",
     "Example",
+    "GameDataModule",
     "GeographyDataModule",
     "Grade",
     "GradeReason",
@@ -38,6 +41,7 @@ __all__ = [
     "grade_choice_mention",
     "load_context",
     "make_control",
+    "safety_mix",
     "with_context",
 ]
 
@@ -45,7 +49,9 @@ _MODULE_OF = {
     "ClassificationDataModule": "classification",
     "ContextDataModule": "base",
     "Control": "controls",
+    "Environment": "example",
     "Example": "example",
+    "GameDataModule": "games",
     "GeographyDataModule": "geography",
     "Grade": "example",
     "GradeReason": "example",
@@ -59,6 +65,7 @@ _MODULE_OF = {
     "grade_choice_mention": "grading",
     "load_context": "contexts",
     "make_control": "controls",
+    "safety_mix": "text_sources",
     "with_context": "controls",
 }
 

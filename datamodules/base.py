@@ -27,7 +27,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datamodules.example import Example, Grade
+from datamodules.example import Environment, Example, Grade
 from datamodules.rows import RowAudit
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class ContextDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def grade(self, example: Example, completion: str) -> Grade:
         """Grade one completion of `example`, whichever view it was sampled from. Never raises, whatever the text."""
+
+    def environment(self, example: Example) -> Environment | None:
+        """Return a fresh game that `example` opens; None: the item is a question, answered in a single turn."""
+        return None
 
     def setup(self, stage: str | None = None) -> None:
         """Load and check the splits, once; further calls do nothing.

@@ -1,4 +1,4 @@
-"""The contract between data and everything else: `Example`, `Message`, `Grade`.
+"""The contract between data and everything else: `Example`, `Message`, `Grade`, `Environment`.
 
 An `Example` is text only. It knows no tokenizer, no model and no chat template, so the same object feeds our
 LightningModule, TRL, or a plain loop. What differs between the two views of the method (arXiv:2606.11627) is one field:
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 MetaValue = str | int | float | bool | None
 
@@ -61,8 +61,11 @@ class Example:
             raise ValueError(f"Example {self.id!r}: the last user turn of the prompt is blank.")
 
 
-GradeReason = Literal["correct", "wrong", "no_answer", "several_answers", "not_a_choice"]
-"""Why a completion counts as it does; everything but ``correct`` counts wrong."""
+GradeReason = Literal["correct", "wrong", "no_answer", "several_answers", "not_a_choice", "lost", "unfinished"]
+"""Why a completion counts as it does; everything but ``correct`` counts wrong.
+
+A game is ``correct`` (won), ``lost`` (ended otherwise by its own rules) or ``unfinished`` (stopped at its turn limit).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +85,45 @@ class Grade:
         """
         if self.correct != (self.reason == "correct"):
             raise ValueError(f"Grade: correct={self.correct} contradicts reason={self.reason!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOutcome:
+    """What one turn of a game led to."""
+
+    observation: str
+    """What the player is shown next; never blank, also after the last turn."""
+    done: bool
+    """The game has ended by its own rules. Its turn limit is kept by whoever plays: see `Environment.max_turns`."""
+    valid: bool
+    """The game accepted the move."""
+
+
+class Environment(Protocol):
+    """One single-player game in progress, as `lightning_modules.rollout.episodes` drives it.
+
+    `ContextDataModule.environment` opens it; what the player sees first is in the prompt of its `Example`. The same
+    example opens the same game every time, and games side by side touch neither each other's random state nor the
+    program's.
+    """
+
+    @property
+    def max_turns(self) -> int:
+        """Turns after which an unfinished game counts as not won, at least 1. An invalid move is a turn."""
+        ...
+
+    @property
+    def won(self) -> bool:
+        """Whether the game has been won by now."""
+        ...
+
+    def step(self, completion: str) -> TurnOutcome:
+        """Play one turn. Never raises for what the completion says: what is no move is an invalid one."""
+        ...
+
+
+def grade_game(*, won: bool, done: bool) -> Grade:
+    """Grade a game by how it stands: won; lost, where it has ended by its own rules; else unfinished."""
+    if won:
+        return Grade(correct=True, parsed="win", reason="correct")
+    return Grade(correct=False, parsed=None, reason="lost" if done else "unfinished")

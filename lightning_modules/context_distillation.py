@@ -4,7 +4,8 @@ One training step is one optimizer step:
 
 1. the DataModule yields a list of examples;
 2. `views` renders both prompts of each;
-3. the rollout engine samples completions from the no-context prompt with the current student;
+3. the rollout engine samples completions from the no-context prompt with the current student; games are played to
+   their end, and every turn is a completion (`rollout.episodes`);
 4. `packing` cuts them into micro-batches;
 5. student without context, teacher with context, student with context: hidden states at the completion's tokens;
 6. `objective` turns them into per-token terms; each is summed and divided by the token count of the GLOBAL optimizer
@@ -19,6 +20,7 @@ student, the optimizer and moving averages; a frozen teacher is rebuilt from the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -32,7 +34,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
 from datamodules.example import Example
-from lightning_modules.comparison import ViewComparison
+from lightning_modules.comparison import ViewComparison, compare_episodes, episode_divergences
 from lightning_modules.models import ModelSpec, check_plain_head, frozen_copy, load_model, load_tokenizer
 from lightning_modules.objective.consistency import (
     Consistency,
@@ -43,11 +45,12 @@ from lightning_modules.objective.consistency import (
 )
 from lightning_modules.objective.divergences import Support
 from lightning_modules.packing import Rollout, plan_micro_batches
-from lightning_modules.rollout.engine import Completion, SamplingSpec
+from lightning_modules.rollout.engine import SamplingSpec
+from lightning_modules.rollout.episodes import Episode, GameCounts, View, all_turns, count_games, play_episodes
 from lightning_modules.rollout.hf import HFRolloutEngine, own_random_state
 from lightning_modules.scoring import ViewScorer
 from lightning_modules.teachers import Teacher, TeacherSpec, update_average
-from lightning_modules.views import PromptPair, ViewRenderer, ViewSpec
+from lightning_modules.views import ViewRenderer, ViewSpec
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -195,16 +198,16 @@ class ContextDistillation(L.LightningModule):
     # ---------------------------------------------------------------------------------------------------- training
 
     def on_fit_start(self) -> None:
-        """Render every item once: a prompt that does not fit stops the run before anything is sampled."""
+        """Render every item's first prompts: one that does not fit stops the run before anything is sampled."""
         if self.trainer.precision == "16-mixed":
             raise ValueError(
                 "trainer.precision is 16-mixed, whose scaled gradients this module would clip wrongly; use bf16-mixed, "
                 "bf16-true or 32-true."
             )
-        examples = getattr(getattr(self.trainer, "datamodule", None), "examples", None)
-        if examples is not None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "examples"):
             for split in ("train", "val"):
-                for example in examples(split):
+                for example in data.examples(split):
                     self.renderer.render(example)
 
     def on_train_start(self) -> None:
@@ -213,19 +216,26 @@ class ContextDistillation(L.LightningModule):
 
     def training_step(self, batch: list[Example], batch_idx: int) -> dict[str, Any]:
         """One optimizer step; see the module's docstring."""
-        step = self.trainer.global_step
+        started, step = time.monotonic(), self.trainer.global_step
         with own_random_state(self._step_seed(step), self.device):
-            prompts = [pair for example in batch for pair in [self.renderer.render(example)] * self.num_generations]
-            completions = self.engine.generate(
-                [pair.no_context_ids for pair in prompts], self.sampling, self._step_seed(step)
-            )
-            rollouts = [_rollout(pair, completion) for pair, completion in zip(prompts, completions, strict=True)]
-            num_tokens = self._sum_over_ranks(sum(len(rollout.completion_ids) for rollout in rollouts))
+            examples = [example for example in batch for _ in range(self.num_generations)]
+            episodes = self._play(examples, self.sampling, self._step_seed(step))
+            turns = all_turns(episodes)
+            num_tokens = self._sum_over_ranks(sum(len(turn.completion.token_ids) for turn in turns))
             coef = self.coefficient(step)
-            sums = self._backward(rollouts, coef, num_tokens)
+            sums = self._backward([turn.rollout for turn in turns], coef, num_tokens)
         gradient_norm = self._update(sums, num_tokens, step)
-        self._log_step(sums, num_tokens, coef, gradient_norm, completions)
+        self._log_step(sums, num_tokens, coef, gradient_norm, episodes, started)
+        prompts, completions = [turn.prompts for turn in turns], [turn.completion for turn in turns]
         return {"num_tokens": int(num_tokens), "prompts": prompts, "completions": completions}
+
+    def _play(
+        self, examples: Sequence[Example], sampling: SamplingSpec, seed: int, view: View = "no_context"
+    ) -> list[Episode]:
+        """Answer the questions, and play the games that the trainer's DataModule opens."""
+        open_game = getattr(getattr(self.trainer, "datamodule", None), "environment", lambda example: None)
+        environments = [open_game(example) for example in examples]
+        return play_episodes(examples, environments, self.renderer, self.engine, sampling, seed, view)
 
     def coefficient(self, step: int) -> float:
         """Weight of the consistency term at optimizer step `step`, 0 for the variant ``none``."""
@@ -286,8 +296,10 @@ class ContextDistillation(L.LightningModule):
         num_tokens: float,
         coef: float,
         gradient_norm: float,
-        completions: Sequence[Completion],
+        episodes: Sequence[Episode],
+        started: float,
     ) -> None:
+        completions = [turn.completion for turn in all_turns(episodes)]
         means = {name: self._sum_over_ranks(value) / num_tokens for name, value in sums.items()}
         lengths = [len(completion.token_ids) for completion in completions]
         metrics = {f"train/{name}": value for name, value in means.items()}
@@ -298,23 +310,27 @@ class ContextDistillation(L.LightningModule):
             "completions/mean_length": float(np.mean(lengths)),
             "completions/clipped_ratio": float(np.mean([not completion.finished for completion in completions])),
         }
-        # Lightning would number this row from 0; "step" makes it the count of completed steps, as in evaluations.
-        self.log_dict(metrics | {"step": float(self.trainer.global_step)}, batch_size=len(completions))
+        metrics |= GameCounts(*map(self._sum_over_ranks, count_games(episodes))).metrics()
+        elapsed = time.monotonic() - started
+        metrics |= {"throughput/tokens_per_s": num_tokens / elapsed, "throughput/step_s": elapsed}
+        # At once, not through self.log: Lightning would hand the row over after its callbacks, and a run killed between
+        # the checkpoint of a step and its row would lose the row. Numbered by completed steps, as evaluations are.
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+        self.log_dict(metrics, logger=False, batch_size=len(completions))
         self.log("loss", means["loss"], prog_bar=True, logger=False)
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
     def compare_views(self, examples: Sequence[Example], *, with_kl: bool = True) -> list[ViewComparison]:
         """Answer every example in both views; see `comparison.ComparesViews`."""
-        pairs = [self.renderer.render(example) for example in examples]
         seed = self._step_seed(0)
-        no_context = self.engine.generate([pair.no_context_ids for pair in pairs], self.evaluation, seed)
-        with_context = self.engine.generate([pair.with_context_ids for pair in pairs], self.evaluation, seed)
-        kls: Sequence[float | None] = [None] * len(pairs)
+        no_context = self._play(examples, self.evaluation, seed, "no_context")
+        with_context = self._play(examples, self.evaluation, seed, "with_context")
+        kls: Sequence[float | None] = [None] * len(examples)
         if with_kl:
-            rollouts = [_rollout(pair, completion) for pair, completion in zip(pairs, no_context, strict=True)]
-            kls = self.scorer.view_divergences(rollouts, self.max_tokens_per_micro_batch)
-        return [ViewComparison(*fields) for fields in zip(examples, pairs, no_context, with_context, kls, strict=True)]
+            kls = episode_divergences(self.scorer, no_context, self.max_tokens_per_micro_batch)
+        return [compare_episodes(*fields) for fields in zip(no_context, with_context, kls, strict=True)]
 
     def validation_step(self, batch: list[Example], batch_idx: int) -> dict[str, list[ViewComparison]]:
         """Both views' answers under "comparisons"; `RemovabilityCallback` grades and counts them."""
@@ -380,10 +396,6 @@ class ContextDistillation(L.LightningModule):
         """Under DDP, exchange gradients in the last backward pass of a step only."""
         if isinstance(self.trainer.model, torch.nn.parallel.DistributedDataParallel):
             self.trainer.model.require_backward_grad_sync = is_last
-
-
-def _rollout(pair: PromptPair, completion: Completion) -> Rollout:
-    return Rollout(pair.no_context_ids, pair.with_context_ids, pair.context_prefix_length, completion.token_ids)
 
 
 def _sum_terms(terms: TokenTerms, coef: float) -> dict[str, float]:

@@ -86,37 +86,43 @@ class ViewRenderer:
         self.max_positions, self.max_completion_length = max_positions, max_completion_length
         self._prefixes: dict[str | tuple[tuple[str, str], ...], list[int]] = {}
 
-    def render(self, example: Example) -> PromptPair:
+    def render(self, example: Example, history: Sequence[Message] = ()) -> PromptPair:
         """Both prompts of one example.
+
+        Args:
+            example: the item.
+            history: a conversation that goes on behind the example's prompt, from an assistant's turn to a user's. The
+                context keeps its slot in the example's prompt.
 
         Raises:
             ValueError: if a prompt is too long, or the two views do not end in the same question; names the item.
         """
-        prompt = list(example.prompt)
-        no_context_text = self._text(prompt)
+        no_context_text = self._text([*example.prompt, *history])
         no_context_ids = self._ids(no_context_text)
         if example.privileged_context is None:
             pair = PromptPair(example.id, no_context_ids, no_context_ids, 0, no_context_text, no_context_text)
         else:
-            with_context_text = self._with_context_text(example.privileged_context, prompt)
+            with_context_text = self._with_context_text(example.privileged_context, example.prompt, history)
             with_context_ids = self._ids(with_context_text)
             prefix = self._shared_prefix(example.privileged_context)
             length = len(common_prefix([prefix, with_context_ids[:-1]]))
             pair = PromptPair(example.id, no_context_ids, with_context_ids, length, no_context_text, with_context_text)
-        self._check(example, pair)
+        self._check(example, history, pair)
         return pair
 
-    def _with_context_text(self, context: str | Sequence[Message], prompt: list[Message]) -> str:
+    def _with_context_text(
+        self, context: str | Sequence[Message], prompt: Sequence[Message], history: Sequence[Message]
+    ) -> str:
         try:
-            return self._text(self._place(context, prompt))
+            return self._text([*self._place(context, list(prompt)), *history])
         except TemplateError as error:
             raise ValueError(
                 f"The chat template refuses the with-context view ({error}); set views.context_slot to 'user', or "
                 "'leading_turns' for a context of turns."
             ) from error
 
-    def _check(self, example: Example, pair: PromptPair) -> None:
-        question = example.prompt[-1]["content"].strip()
+    def _check(self, example: Example, history: Sequence[Message], pair: PromptPair) -> None:
+        question = [*example.prompt, *history][-1]["content"].strip()
         start = pair.no_context_text.rfind(question)
         if start < 0 or not pair.with_context_text.endswith(pair.no_context_text[start:]):
             raise ValueError(
@@ -129,8 +135,9 @@ class ViewRenderer:
         longest = max(len(pair.no_context_ids), len(pair.with_context_ids))
         if longest > limit:
             without = len(pair.no_context_ids)
+            turns = f" after {len(history) // 2} turns" if history else ""
             raise ValueError(
-                f"Item {example.id!r}: its prompt has {longest} tokens ({without} without the context), but "
+                f"Item {example.id!r}{turns}: its prompt has {longest} tokens ({without} without the context), but "
                 f"{limit} are allowed (model positions {self.max_positions} less max_completion_length "
                 f"{self.max_completion_length}; views.max_prompt_length is {self.spec.max_prompt_length}). Prompts "
                 "are never truncated: shorten the context, drop the item, or raise the limit."
