@@ -52,8 +52,8 @@ class MedicalDataModule(ContextDataModule):
     """MedMCQA: questions of medical entrance examinations with four options; the answer is a letter in <answer> tags.
 
     Test and validation have exactly the sizes asked for, the rest is training. Questions that have an exact or near
-    duplicate (`datamodules.duplicates`) are all trained on, so that no duplicate of a training question is evaluated.
-    The order of the rows in the file changes nothing.
+    duplicate (`datamodules.duplicates`), with or without their options, are all trained on, so that no duplicate of a
+    training question is evaluated. The order of the rows in the file changes nothing.
 
     `Example.id` is the source and the id in the file; `Example.source` is ``medmcqa``, or the transfer set's name;
     `Example.meta` has ``subject``, ``topic``, ``choice_type`` and ``choices`` (what may be answered, parted by spaces).
@@ -135,7 +135,7 @@ class MedicalDataModule(ContextDataModule):
         self.row_audit = audit
         if self.subjects is not None:
             questions = _of_subjects(questions, self.subjects)
-        clusters = near_duplicate_clusters([question.question for question in questions])
+        clusters = _duplicates(questions)
         rng = np.random.default_rng(self.split_seed)
         train, val, test = hold_out_singles(clusters, self.num_val, self.num_test, rng)
         self.notes = [
@@ -183,9 +183,16 @@ def _of_subjects(questions: Sequence[MedicalQuestion], subjects: Sequence[str]) 
     return [question for question in questions if question.subject in subjects]
 
 
+def _duplicates(questions: Sequence[MedicalQuestion]) -> list[list[int]]:
+    """Cluster the questions by their wording, and by their wording together with the options: either is a copy."""
+    whole = near_duplicate_clusters([" ".join([question.question, *question.options]) for question in questions])
+    links = [(cluster[0], index) for cluster in whole for index in cluster[1:]]
+    return near_duplicate_clusters([question.question for question in questions], links)
+
+
 def _without_copies(others: Sequence[MedicalQuestion], known: Sequence[MedicalQuestion]) -> list[MedicalQuestion]:
     """Leave out the questions that have an exact or near duplicate among `known`."""
-    clusters = near_duplicate_clusters([question.question for question in (*known, *others)])
+    clusters = _duplicates([*known, *others])
     copies = {index for cluster in clusters if cluster[0] < len(known) for index in cluster}
     return [question for index, question in enumerate(others, start=len(known)) if index not in copies]
 
