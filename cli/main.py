@@ -33,6 +33,8 @@ from datamodules.base import ContextDataModule
 from datamodules.classification import ClassificationDataModule
 from datamodules.games import GameDataModule
 from datamodules.geography import GeographyDataModule
+from datamodules.mathematics import MathDataModule
+from datamodules.medical import MedicalDataModule
 from lightning_modules.context_distillation import ContextDistillation
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     "GameDataModule",
     "GeographyDataModule",
     "HFExport",
+    "MathDataModule",
+    "MedicalDataModule",
     "PredictionWriter",
     "RolloutTable",
     "RunCSVLogger",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datamodules.games import GameDataModule
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
+    from datamodules.mathematics import MathDataModule
+    from datamodules.medical import MedicalDataModule, TransferSets
     from datamodules.text_sources import TextSource, safety_mix
 
 __all__ = [
@@ -29,9 +31,12 @@ __all__ = [
     "GeographyDataModule",
     "Grade",
     "GradeReason",
+    "MathDataModule",
+    "MedicalDataModule",
     "Message",
     "Split",
     "TextSource",
+    "TransferSets",
     "context_names",
     "grade_choice_mention",
     "load_context",
@@ -50,9 +55,12 @@ _MODULE_OF = {
     "GeographyDataModule": "geography",
     "Grade": "example",
     "GradeReason": "example",
+    "MathDataModule": "mathematics",
+    "MedicalDataModule": "medical",
     "Message": "example",
     "Split": "base",
     "TextSource": "text_sources",
+    "TransferSets": "medical",
     "context_names": "contexts",
     "grade_choice_mention": "grading",
     "load_context": "contexts",

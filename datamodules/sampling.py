@@ -155,3 +155,35 @@ def draw_whole_clusters(
         )
     chosen = [cluster for position, cluster in enumerate(clusters) if position in taken]
     return chosen, [cluster for position, cluster in enumerate(clusters) if position not in taken]
+
+
+def hold_out_singles(
+    clusters: Sequence[Sequence[int]], num_val: int, num_test: int, rng: np.random.Generator
+) -> tuple[list[int], list[int], list[int]]:
+    """Draw validation and test items from clusters of one item; everything else is for training.
+
+    An item that has a duplicate is therefore always trained on, and no duplicate of it is ever evaluated.
+
+    Args:
+        clusters: Indices of items, each in one cluster of duplicates.
+        num_val: Validation items.
+        num_test: Test items.
+        rng: Source of the order.
+
+    Returns:
+        Indices for training, validation and test, each in random order.
+
+    Raises:
+        ValueError: if there are not enough clusters of one, or nothing would be left for training.
+    """
+    singles = [cluster[0] for cluster in clusters if len(cluster) == 1]
+    repeated = [index for cluster in clusters if len(cluster) > 1 for index in cluster]
+    wanted = num_val + num_test
+    if wanted > len(singles) or wanted >= len(singles) + len(repeated):
+        raise ValueError(
+            f"num_val={num_val} and num_test={num_test}: {wanted} items asked for, {len(singles)} without a duplicate "
+            f"and {len(repeated)} with one available, of which at least one must be left for training."
+        )
+    singles = shuffled(singles, rng)
+    train = shuffled([*singles[wanted:], *repeated], rng)
+    return train, singles[num_test:wanted], singles[:num_test]

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from datamodules.example import Grade
 from datamodules.grading import mentions_in_order
@@ -77,6 +77,12 @@ def grade_tagged_answer(completion: str, answer: str, choices: Choices, *, lenie
         return Grade(correct=False, parsed=None, reason="several_answers" if len(set(named)) > 1 else "not_a_choice")
     correct = parsed == answer
     return Grade(correct=correct, parsed=parsed, reason="correct" if correct else "wrong")
+
+
+def answers_in_tags(answers: Sequence[str]) -> str:
+    """Return the answers as a prompt asks for them: "<answer>A</answer>, <answer>B</answer> or <answer>C</answer>"."""
+    tagged = [f"<answer>{answer}</answer>" for answer in answers]
+    return " or ".join([", ".join(tagged[:-1]), tagged[-1]] if len(tagged) > 1 else tagged)
 
 
 def tagged_contents(completion: str, *, lenient: bool = False) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 from datamodules.example import MetaValue
 from datamodules.grading import mentioned_choices
 from datamodules.rows import RowAudit, find_file, read_json_lines, read_lines, read_table, require_columns
+from datamodules.tagged_answers import answers_in_tags
 
 Format = Literal["tweeteval", "hatecheck", "ethos", "table", "json_lines"]
 
@@ -161,7 +162,7 @@ def read_source(source: TextSource, audit: RowAudit) -> ReadSource:
             rows.append(LabelledText(id_, raw.text.strip(), label_map[raw.label], raw.template, raw.meta))
     answers = tuple(dict.fromkeys(label_map.values()))
     mentioned_choices("", dict.fromkeys(answers, ()))  # refuses answers that grading could not tell apart
-    return ReadSource(rows, answers, _question(source, label_map).replace("{answers}", _in_tags(answers)))
+    return ReadSource(rows, answers, _question(source, label_map).replace("{answers}", answers_in_tags(answers)))
 
 
 def _question(source: TextSource, label_map: Mapping[str, str]) -> str:
@@ -170,12 +171,6 @@ def _question(source: TextSource, label_map: Mapping[str, str]) -> str:
     if label_map == _HATE:
         return _ASK_HATE
     return _ASK_OFFENSIVE if label_map == _YES_NO else _ASK_LABEL
-
-
-def _in_tags(answers: tuple[str, ...]) -> str:
-    """``<answer>a</answer>, <answer>b</answer> or <answer>c</answer>``."""
-    tagged = [f"<answer>{answer}</answer>" for answer in answers]
-    return " or ".join([", ".join(tagged[:-1]), tagged[-1]] if len(tagged) > 1 else tagged)
 
 
 def _tweeteval_names(folder: Path) -> dict[str, str]:
