@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_CLASSES = 64
-"""Distinct reference answers. With more they are taken for free answers (numbers, names), which have no classes."""
+MAX_CLASSES = 20
+"""Distinct reference answers, as many as TweetEval's emoji task has. More are taken for free answers (numbers, names),
+which have no classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
+from callbacks.durable_files import read_whole_lines, replace
+
 COLUMNS = ["step", "id", "prompt", "completion", "length", "finished"]
 
 
@@ -31,6 +33,13 @@ class RolloutTable(Callback):
                 f"RolloutTable: every_n_steps={every_n_steps}, num_rollouts={num_rollouts}; both must be positive."
             )
         self.every_n_steps, self.num_rollouts = every_n_steps, num_rollouts
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop the rollouts of steps that a resumed run repeats."""
+        path = Path(trainer.default_root_dir) / "rollouts.jsonl"
+        if trainer.is_global_zero and path.exists():
+            lines = read_whole_lines(path)
+            replace(path, b"".join(line for line in lines if json.loads(line)["step"] <= trainer.global_step))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

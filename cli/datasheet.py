@@ -35,12 +35,12 @@ class GroupSheet:
 
     num_items: int
     num_answers: int
-    """Distinct reference answers."""
+    """Distinct reference answers; 0 for games."""
     answers: Mapping[str, int] | None
     """Items of each answer; None where there are more than `MAX_CLASSES`, which are no classes."""
-    constant_answer: str
-    """The most frequent answer; the first in alphabetical order of several."""
-    constant_accuracy: float
+    constant_answer: str | None
+    """The most frequent answer; the first in alphabetical order of several. None for games, which are not answered."""
+    constant_accuracy: float | None
     """What a model scores that always gives it: a fraction."""
 
 
@@ -67,9 +67,10 @@ class OverlapSheet:
     split: Split
     earlier: Split
     num_exact: int
-    """Items whose normalised text is in the earlier split."""
-    num_near: int
-    """Items with a near duplicate in the earlier split, exact ones included, copies of copies too."""
+    """Items whose normalised text, or for games whose opening as it is, is in the earlier split."""
+    num_near: int | None
+    """Items with a near duplicate in the earlier split, exact ones and copies of copies included. None for games, whose
+    boards differ in what normalisation takes away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +105,25 @@ def describe(data: ContextDataModule, renderer: ViewRenderer | None) -> Datashee
     splits: dict[Split, list[Example]] = {split: data.examples(split) for split in get_args(Split)}
     sources = sorted({example.source for examples in splits.values() for example in examples})
     audit = data.row_audit
+    are_games = data.environment(splits["test"][0]) is not None
     return Datasheet(
         name=type(data).__name__,
-        splits={split: _split_sheet(examples, renderer) for split, examples in splits.items()},
-        overlaps=_overlaps(splits),
+        splits={split: _split_sheet(examples, renderer, are_games) for split, examples in splits.items()},
+        overlaps=_overlaps(splits, are_games),
         licences={source: data.licences.get(source, "not stated") for source in sources},
         num_bad_rows=None if audit is None else len(audit.problems),
         bad_rows=dict(Counter(reason for _, _, reason in audit.problems)) if audit else {},
     )
 
 
-def _split_sheet(examples: Sequence[Example], renderer: ViewRenderer | None) -> SplitSheet:
+def _split_sheet(examples: Sequence[Example], renderer: ViewRenderer | None, are_games: bool) -> SplitSheet:
     members: dict[str, list[Example]] = {ALL: list(examples)}
     for group in sorted({example.group for example in examples} - {""}):
         members[group] = [example for example in examples if example.group == group]
     pairs = [] if renderer is None else [renderer.render(example) for example in examples]
     return SplitSheet(
         sources=dict(sorted(Counter(example.source for example in examples).items())),
-        groups={group: _group_sheet(items) for group, items in members.items()},
+        groups={group: _group_sheet(items, are_games) for group, items in members.items()},
         prompt_words=_spread([count_words(example.prompt) for example in examples]),
         context_words=_spread([count_words(example.privileged_context) for example in examples]),
         no_context_tokens=_spread([len(pair.no_context_ids) for pair in pairs]) if pairs else None,
@@ -129,7 +131,9 @@ def _split_sheet(examples: Sequence[Example], renderer: ViewRenderer | None) -> 
     )
 
 
-def _group_sheet(examples: Sequence[Example]) -> GroupSheet:
+def _group_sheet(examples: Sequence[Example], are_games: bool) -> GroupSheet:
+    if are_games:
+        return GroupSheet(len(examples), num_answers=0, answers=None, constant_answer=None, constant_accuracy=None)
     counts = dict(sorted(Counter(example.answer for example in examples).items()))
     constant = max(counts, key=counts.__getitem__)
     return GroupSheet(
@@ -145,19 +149,19 @@ def _spread(lengths: Sequence[int]) -> Spread:
     return Spread(min(lengths), float(np.median(lengths)), max(lengths))
 
 
-def _overlaps(splits: Mapping[Split, Sequence[Example]]) -> list[OverlapSheet]:
+def _overlaps(splits: Mapping[Split, Sequence[Example]], are_games: bool) -> list[OverlapSheet]:
     items = [(split, example) for split, examples in splits.items() for example in examples]
     texts = _distinguishing_texts([example for _, example in items])
-    clusters = near_duplicate_clusters(texts)
+    clusters = [] if are_games else near_duplicate_clusters(texts)
     exact: defaultdict[str, list[int]] = defaultdict(list)
     for index, text in enumerate(texts):
-        exact[normalise_text(text)].append(index)
+        exact[text if are_games else normalise_text(text)].append(index)
     return [
         OverlapSheet(
             later,
             earlier,
             num_exact=_num_shared(list(exact.values()), items, earlier, later),
-            num_near=_num_shared(clusters, items, earlier, later),
+            num_near=None if are_games else _num_shared(clusters, items, earlier, later),
         )
         for earlier, later in itertools.combinations(splits, 2)
     ]

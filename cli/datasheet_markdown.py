@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cli.datasheet import Datasheet, Spread
+from cli.datasheet import Datasheet, GroupSheet, Spread
 
 NOT_COUNTED = "-"
 MAX_SHOWN_ANSWERS = 8
@@ -22,10 +22,10 @@ def _items(sheet: Datasheet) -> list[str]:
             split,
             group,
             str(numbers.num_items),
-            ", ".join(f"{answer} {count}" for answer, count in numbers.answers.items())
-            if numbers.answers is not None and len(numbers.answers) <= MAX_SHOWN_ANSWERS
-            else f"{numbers.num_answers} different",
-            f"{numbers.constant_answer}: {100 * numbers.constant_accuracy:.1f} %",
+            _answers(numbers),
+            NOT_COUNTED
+            if numbers.constant_accuracy is None
+            else f"{numbers.constant_answer}: {100 * numbers.constant_accuracy:.1f} %",
         ]
         for split, values in sheet.splits.items()
         for group, numbers in values.groups.items()
@@ -39,6 +39,14 @@ def _items(sheet: Datasheet) -> list[str]:
         _table(["split", "group", "items", "answers", "constant answer"], rows, num_text=2),
         _table(["source", "licence", *sheet.splits], sources, num_text=2),
     ]
+
+
+def _answers(numbers: GroupSheet) -> str:
+    if numbers.num_answers == 0:
+        return NOT_COUNTED
+    if numbers.answers is None or len(numbers.answers) > MAX_SHOWN_ANSWERS:
+        return f"{numbers.num_answers} different"
+    return ", ".join(f"{answer} {count}" for answer, count in numbers.answers.items())
 
 
 def _lengths(sheet: Datasheet) -> list[str]:
@@ -58,7 +66,13 @@ def _lengths(sheet: Datasheet) -> list[str]:
 
 def _overlaps(sheet: Datasheet) -> list[str]:
     rows = [
-        [overlap.split, overlap.earlier, str(overlap.num_exact), str(overlap.num_near)] for overlap in sheet.overlaps
+        [
+            overlap.split,
+            overlap.earlier,
+            str(overlap.num_exact),
+            NOT_COUNTED if overlap.num_near is None else str(overlap.num_near),
+        ]
+        for overlap in sheet.overlaps
     ]
     return [
         "## Items with a copy in another split",

@@ -26,7 +26,6 @@ from callbacks.hf_export import HFExport
 from callbacks.predictions import PredictionWriter
 from callbacks.removability import RemovabilityCallback
 from callbacks.rollout_table import RolloutTable
-from callbacks.throughput import Throughput
 from callbacks.view_sample import ViewSample
 from cli.checkpoints import last_checkpoint
 from cli.save_config import RunFolder
@@ -45,7 +44,6 @@ __all__ = [
     "PredictionWriter",
     "RolloutTable",
     "RunCSVLogger",
-    "Throughput",
     "ViewSample",
     "main",
 ]

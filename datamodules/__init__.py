@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datamodules.games import GameDataModule
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
-    from datamodules.text_sources import TextSource
+    from datamodules.text_sources import TextSource, safety_mix
 
 __all__ = [
     "ClassificationDataModule",
@@ -36,6 +36,7 @@ __all__ = [
     "grade_choice_mention",
     "load_context",
     "make_control",
+    "safety_mix",
     "with_context",
 ]
 
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "grade_choice_mention": "grading",
     "load_context": "contexts",
     "make_control": "controls",
+    "safety_mix": "text_sources",
     "with_context": "controls",
 }
 

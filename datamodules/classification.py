@@ -3,7 +3,8 @@
 The safety setting of arXiv:2606.11627 (data as in OPCD, arXiv:2602.12275) is TweetEval offensive, HateCheck and ETHOS
 together, 500 items held out. Nobody published which 500; here they are drawn so that nothing evaluated was trained on:
 
-* cases of one template of HateCheck stay in one split ("I hate [IDENTITY_P]." is asked about with seven groups);
+* cases of one template of HateCheck stay in one split ("I hate [IDENTITY_P]." is asked about with seven groups), its
+  spelling variants with it;
 * exact and near duplicates stay in one split, also across sources (`datamodules.duplicates`);
 * TweetEval's own split is not kept: its files are one pool, as the mix has a split of its own.
 
@@ -25,7 +26,7 @@ from datamodules.contexts import load_context
 from datamodules.duplicates import near_duplicate_clusters
 from datamodules.example import Example, Grade, Message
 from datamodules.rows import RowAudit
-from datamodules.sampling import draw_whole_clusters, interleave, proportional_shares, shuffled
+from datamodules.sampling import Kind, draw_whole_clusters, interleave, proportional_shares, shuffled
 from datamodules.tagged_answers import grade_tagged_answer
 from datamodules.text_sources import LabelledText, ReadSource, TextSource, read_source
 
@@ -33,10 +34,10 @@ from datamodules.text_sources import LabelledText, ReadSource, TextSource, read_
 class ClassificationDataModule(ContextDataModule):
     """Texts to classify, from one or more sources; the answer is a label between <answer> tags.
 
-    Validation and test have the sources in the shares that these have of all rows, as far as whole clusters of
-    duplicates allow, and exactly the sizes asked for; the rest is training. A cluster of more than a tenth of a split
-    is always trained on, so that no template decides a score. Any prefix of a split is about as balanced over sources
-    and answers as the whole.
+    Validation and test have the sources and their answers in the shares that these have of all rows, as far as whole
+    clusters of duplicates allow, and exactly the sizes asked for; the rest is training. A cluster of more than a tenth
+    of a split is always trained on, so that no template decides a score. Any prefix of a split is about as balanced
+    over sources and answers as the whole.
 
     `Example.source` and `Example.group` are the source's name, so that metrics come out for each; `Example.meta` has
     what the files say of a row (HateCheck's ``functionality`` and ``template``, ETHOS's ``score``, TweetEval's
@@ -129,7 +130,7 @@ class ClassificationDataModule(ContextDataModule):
     def _draw(self, rows: Sequence[tuple[str, LabelledText]]) -> dict[Split, list[int]]:
         """Indices of the rows of each split, in order."""
         rng = np.random.default_rng(self.split_seed)
-        kinds = [name for name, _ in rows]
+        kinds: list[Kind] = [(name, row.answer) for name, row in rows]
         clusters = near_duplicate_clusters([row.text for _, row in rows], _template_links(rows))
         left: Sequence[Sequence[int]] = shuffled(clusters, rng)
         sizes: dict[Split, int] = {"test": self.num_test, "val": self.num_val}

@@ -6,6 +6,7 @@ tells the two apart:
     irrelevant   a neutral text of as many words: the cost of any context
     wrong        the same form with false content: does the model still follow a context?
     paraphrase   the same content in other words: was the context learned, or its wording?
+    reordered    the same content in another order: demonstrations, list items, or else sentences
     truncated    the first part of it
     system_slot  the context itself as the system message, wherever it was in training
     user_slot    the context itself before the question in the user turn
@@ -13,8 +14,10 @@ tells the two apart:
 Of demonstrations, ``wrong`` gives every question the answer of another one, never an equal answer. No rule makes a
 text false and keeps its form, so for texts ``wrong``, and for everything ``paraphrase``, is a file: yours, or the one
 that is shipped for a context of this package (``contexts/<name>_wrong``, ``contexts/<name>_paraphrase``).
+``reordered`` is the paraphrase that needs no file. In a text with two or more list items (lines behind "-", "*" or a
+number) only these change places, each place keeping its mark; otherwise the sentences do.
 
-Everything is deterministic.
+Everything is deterministic. How to evaluate with one: `with_context`, and ``views.context_slot`` for a slot.
 """
 
 from __future__ import annotations
@@ -27,13 +30,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import numpy as np
+
 from datamodules.contexts import context_names, load_context
 from datamodules.example import Example, Message
 
 Context = str | tuple[Message, ...]
-ControlKind = Literal["irrelevant", "wrong", "paraphrase", "truncated", "system_slot", "user_slot"]
+ControlKind = Literal["irrelevant", "wrong", "paraphrase", "reordered", "truncated", "system_slot", "user_slot"]
 Slot = Literal["system", "user"]
 """Values of `lightning_modules.views.ViewSpec.context_slot` that take any context."""
+
+_LIST_ITEM = re.compile(r"^([ \t]*(?:[-*\u2022]|\d+[.)])[ \t]+)(\S.*)$", re.MULTILINE)
+_SENTENCE = re.compile(r"()(\S.*?(?:[.!?](?=\s|\Z)|\Z))", re.DOTALL)
+"""A mark that keeps its place (none before a sentence), and what changes places."""
 
 _SLOTS: dict[ControlKind, Slot] = {"system_slot": "system", "user_slot": "user"}
 
@@ -60,7 +69,9 @@ class Control:
     """`ViewSpec.context_slot` for this evaluation; None: as in training."""
 
 
-def make_control(kind: ControlKind, context: Context, *, file: str | None = None, fraction: float = 0.5) -> Control:
+def make_control(
+    kind: ControlKind, context: Context, *, file: str | None = None, fraction: float = 0.5, seed: int = 0
+) -> Control:
     """Make a control from a context.
 
     Args:
@@ -69,10 +80,11 @@ def make_control(kind: ControlKind, context: Context, *, file: str | None = None
         file: name or path of the context to take for ``wrong`` or ``paraphrase``, as `load_context` takes it.
         fraction: share of the words (of a text) or of the exchanges (of demonstrations) that ``truncated`` keeps,
             between 0 and 1; at least one is kept and one cut.
+        seed: order of ``reordered``, at least 0.
 
     Raises:
         ValueError: if the kind is unknown; a file is given for another kind, or is the context itself or of the other
-            form; the answers can't be deranged; no file is shipped; or there is nothing to cut.
+            form; the answers can't be deranged; no file is shipped; or there is nothing to cut or to reorder.
         FileNotFoundError: if there is no such file.
 
     Example:
@@ -89,14 +101,19 @@ def make_control(kind: ControlKind, context: Context, *, file: str | None = None
         return Control(kind, _irrelevant(context))
     if kind == "truncated":
         return Control(kind, _truncated(context, fraction))
+    if kind == "reordered":
+        return Control(kind, _reordered(context, np.random.default_rng(seed)))
     if kind == "wrong" and file is None and not isinstance(context, str):
         return Control(kind, _deranged(context))
     return Control(kind, _from_file(kind, context, file))
 
 
-def with_context(examples: Sequence[Example], context: Context | None) -> list[Example]:
-    """Return the same items with another context; None takes it away."""
-    return [replace(example, privileged_context=context) for example in examples]
+def with_context(examples: Sequence[Example], control: Control) -> list[Example]:
+    """Return the same items with the control's context in place of theirs.
+
+    Where the context goes is no property of an item: set ``views.context_slot`` to `Control.slot`, unless it is None.
+    """
+    return [replace(example, privileged_context=control.context) for example in examples]
 
 
 def count_words(context: Context | None) -> int:
@@ -135,6 +152,27 @@ def _num_kept(num_parts: int, fraction: float, unit: str) -> int:
     if num_parts < 2:
         raise ValueError(f"A context of {num_parts} {unit} can't be truncated: something must stay and something go.")
     return min(max(1, math.floor(fraction * num_parts)), num_parts - 1)
+
+
+def _reordered(context: Context, rng: np.random.Generator) -> Context:
+    if not isinstance(context, str):
+        exchanges = [context[start : start + 2] for start in range(0, len(context), 2)]
+        order = _other_order(exchanges, rng, "exchanges")
+        return tuple(message for index in order for message in exchanges[index])
+    pattern = _LIST_ITEM if len(_LIST_ITEM.findall(context)) > 1 else _SENTENCE
+    parts = [match[2] for match in pattern.finditer(context)]
+    new = iter([parts[index] for index in _other_order(parts, rng, "list items or sentences")])
+    return pattern.sub(lambda match: match[1] + next(new), context)
+
+
+def _other_order(parts: Sequence[object], rng: np.random.Generator, unit: str) -> list[int]:
+    """Return a random order in which the parts read differently."""
+    if all(part == parts[0] for part in parts):
+        raise ValueError(f"A context of {len(parts)} {unit}, none unlike another, can't be reordered.")
+    while True:
+        order = [int(index) for index in rng.permutation(len(parts))]
+        if any(parts[index] != part for index, part in zip(order, parts, strict=True)):
+            return order
 
 
 def _deranged(messages: tuple[Message, ...]) -> tuple[Message, ...]:

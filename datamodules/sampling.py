@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+Kind = tuple[str, ...]
 
 
 def fill_evenly(total: int, available: Mapping[str, int], purpose: str) -> dict[str, int]:
@@ -84,12 +86,12 @@ def interleave(strata: Sequence[Sequence[T]]) -> list[T]:
     return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
 
 
-def proportional_shares(total: int, available: Mapping[str, int], purpose: str) -> dict[str, int]:
+def proportional_shares(total: int, available: Mapping[K, int], purpose: str) -> dict[K, int]:
     """Share `total` items among classes in proportion to their sizes, by largest remainders.
 
     Args:
         total: Items wanted, in all.
-        available: Items that each class has.
+        available: Items that each class has. Of equal remainders, the earlier class's counts as larger.
         purpose: What the items are for, for the error message.
 
     Returns:
@@ -102,7 +104,7 @@ def proportional_shares(total: int, available: Mapping[str, int], purpose: str) 
     if total > num_items:
         raise ValueError(f"{purpose}: {total} items asked for, {num_items} available: {dict(available)}.")
     counts = {name: total * size // max(num_items, 1) for name, size in available.items()}
-    by_remainder = sorted(available, key=lambda name: (-(total * available[name] % max(num_items, 1)), name))
+    by_remainder = sorted(available, key=lambda name: -(total * available[name] % max(num_items, 1)))
     for name in by_remainder[: total - sum(counts.values())]:
         counts[name] += 1
     return counts
@@ -110,19 +112,20 @@ def proportional_shares(total: int, available: Mapping[str, int], purpose: str) 
 
 def draw_whole_clusters(
     clusters: Sequence[Sequence[int]],
-    kinds: Sequence[str],
-    quotas: Mapping[str, int],
+    kinds: Sequence[Kind],
+    quotas: Mapping[Kind, int],
     max_cluster_size: int,
     purpose: str,
 ) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-    """Take clusters in their order until they hold exactly as many items as the quotas sum to.
+    """Take clusters until they hold exactly as many items as the quotas sum to.
 
-    A cluster is taken if every kind of item in it still fits its quota. What is missing then, where the clusters of a
-    kind don't add up to its quota, is filled up from any kind.
+    A kind is named from the general to the special, such as (source, label). In their order, clusters are taken of
+    which every item still fits its kind's quota. Where a quota can't be met by whole clusters, what it lacks is filled
+    up from kinds that differ in the last name only, then in the last two, and at last from any.
 
     Args:
         clusters: Indices into `kinds`, each in one cluster; in random order.
-        kinds: Kind of every item.
+        kinds: Kind of every item, all of one length.
         quotas: Items wanted of each kind.
         max_cluster_size: Larger clusters are never taken.
         purpose: What the items are for, for the error message.
@@ -133,19 +136,18 @@ def draw_whole_clusters(
     Raises:
         ValueError: if no whole clusters add up.
     """
-    left = dict(quotas)
+    left = Counter(quotas)
     taken: set[int] = set()
-    for position, cluster in enumerate(clusters):
-        counts = Counter(kinds[index] for index in cluster)
-        if len(cluster) <= max_cluster_size and all(count <= left.get(kind, 0) for kind, count in counts.items()):
-            taken.add(position)
-            for kind, count in counts.items():
-                left[kind] -= count
-    missing = sum(left.values())
-    for position, cluster in enumerate(clusters):
-        if missing and position not in taken and len(cluster) <= min(missing, max_cluster_size):
-            taken.add(position)
-            missing -= len(cluster)
+    for depth in reversed(range(len(next(iter(quotas))) + 1)):
+        finer, left = left, Counter()
+        for kind, count in finer.items():
+            left[kind[:depth]] += count
+        for position, cluster in enumerate(clusters):
+            counts = Counter(kinds[index][:depth] for index in cluster)
+            if position not in taken and len(cluster) <= max_cluster_size and counts <= left:
+                taken.add(position)
+                left.subtract(counts)
+    missing = left[()]
     if missing:
         raise ValueError(
             f"{purpose}: {missing} items are missing, for clusters of duplicates stay whole and those of more than "

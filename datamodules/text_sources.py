@@ -3,7 +3,8 @@
 Formats:
     tweeteval   a folder of TweetEval (Barbieri et al. 2020): ``{train,val,test}_text.txt``, one text a line;
                 ``{train,val,test}_labels.txt``, one number a line; ``mapping.txt``, number and name. Any sub-task.
-    hatecheck   ``test_suite_cases.csv`` of HateCheck (Röttger et al. 2021); cases of one ``templ_id`` stay together
+    hatecheck   ``test_suite_cases.csv`` of HateCheck (Röttger et al. 2021); cases of one ``templ_id`` stay together,
+                with those of its spelling variants (``spell_*``), which no comparison of letters recognises
     ethos       ``Ethos_Dataset_Binary.csv`` of ETHOS (Mollas et al. 2022): semicolons; ``isHate`` is the share of
                 annotators, hateful from 0.5
     table       any CSV file with a header
@@ -89,6 +90,17 @@ class TextSource:
         if self.format in ("hatecheck", "ethos"):
             self.label_map = self.label_map or dict(_HATE)
         self.licence = self.licence or _LICENCES.get(self.format, "not stated")
+
+
+def safety_mix(tweeteval: str, hatecheck: str, ethos: str) -> list[TextSource]:
+    """Return the three sources of the paper's safety setting, asked about in our wording, answered yes or no.
+
+    Args:
+        tweeteval: Folder of TweetEval's task ``offensive``.
+        hatecheck: HateCheck's ``test_suite_cases.csv``.
+        ethos: ETHOS's ``Ethos_Dataset_Binary.csv``.
+    """
+    return [TextSource("tweeteval", tweeteval), TextSource("hatecheck", hatecheck), TextSource("ethos", ethos)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +212,11 @@ def _tweeteval(source: TextSource, audit: RowAudit) -> Iterator[_RawRow]:
 def _hatecheck(source: TextSource, audit: RowAudit) -> Iterator[_RawRow]:
     path = _file(source)
     for line, row in read_table(path, audit):
-        require_columns(path, row, ("test_case", "label_gold", "case_id", "templ_id", "functionality"))
+        require_columns(path, row, ("test_case", "label_gold", "case_id", "templ_id", "ref_templ_id", "functionality"))
+        is_respelled = row["functionality"].startswith("spell_")
+        mould = row["ref_templ_id"] if is_respelled and row["ref_templ_id"] else row["templ_id"]
         meta = {"functionality": row["functionality"], "template": row["templ_id"]}
-        yield _RawRow(path, line, row["case_id"], row["test_case"], row["label_gold"], row["templ_id"], meta)
+        yield _RawRow(path, line, row["case_id"], row["test_case"], row["label_gold"], mould, meta)
 
 
 def _ethos(source: TextSource, audit: RowAudit) -> Iterator[_RawRow]:

@@ -20,6 +20,7 @@ student, the optimizer and moving averages; a frozen teacher is rebuilt from the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -203,10 +204,10 @@ class ContextDistillation(L.LightningModule):
                 "trainer.precision is 16-mixed, whose scaled gradients this module would clip wrongly; use bf16-mixed, "
                 "bf16-true or 32-true."
             )
-        examples = getattr(getattr(self.trainer, "datamodule", None), "examples", None)
-        if examples is not None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "examples"):
             for split in ("train", "val"):
-                for example in examples(split):
+                for example in data.examples(split):
                     self.renderer.render(example)
 
     def on_train_start(self) -> None:
@@ -215,7 +216,7 @@ class ContextDistillation(L.LightningModule):
 
     def training_step(self, batch: list[Example], batch_idx: int) -> dict[str, Any]:
         """One optimizer step; see the module's docstring."""
-        step = self.trainer.global_step
+        started, step = time.monotonic(), self.trainer.global_step
         with own_random_state(self._step_seed(step), self.device):
             examples = [example for example in batch for _ in range(self.num_generations)]
             episodes = self._play(examples, self.sampling, self._step_seed(step))
@@ -224,7 +225,7 @@ class ContextDistillation(L.LightningModule):
             coef = self.coefficient(step)
             sums = self._backward([turn.rollout for turn in turns], coef, num_tokens)
         gradient_norm = self._update(sums, num_tokens, step)
-        self._log_step(sums, num_tokens, coef, gradient_norm, episodes)
+        self._log_step(sums, num_tokens, coef, gradient_norm, episodes, started)
         prompts, completions = [turn.prompts for turn in turns], [turn.completion for turn in turns]
         return {"num_tokens": int(num_tokens), "prompts": prompts, "completions": completions}
 
@@ -290,7 +291,13 @@ class ContextDistillation(L.LightningModule):
         return norm
 
     def _log_step(
-        self, sums: dict[str, float], num_tokens: float, coef: float, gradient_norm: float, episodes: Sequence[Episode]
+        self,
+        sums: dict[str, float],
+        num_tokens: float,
+        coef: float,
+        gradient_norm: float,
+        episodes: Sequence[Episode],
+        started: float,
     ) -> None:
         completions = [turn.completion for turn in all_turns(episodes)]
         means = {name: self._sum_over_ranks(value) / num_tokens for name, value in sums.items()}
@@ -304,8 +311,13 @@ class ContextDistillation(L.LightningModule):
             "completions/clipped_ratio": float(np.mean([not completion.finished for completion in completions])),
         }
         metrics |= GameCounts(*map(self._sum_over_ranks, count_games(episodes))).metrics()
-        # Lightning would number this row from 0; "step" makes it the count of completed steps, as in evaluations.
-        self.log_dict(metrics | {"step": float(self.trainer.global_step)}, batch_size=len(completions))
+        elapsed = time.monotonic() - started
+        metrics |= {"throughput/tokens_per_s": num_tokens / elapsed, "throughput/step_s": elapsed}
+        # At once, not through self.log: Lightning would hand the row over after its callbacks, and a run killed between
+        # the checkpoint of a step and its row would lose the row. Numbered by completed steps, as evaluations are.
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+        self.log_dict(metrics, logger=False, batch_size=len(completions))
         self.log("loss", means["loss"], prog_bar=True, logger=False)
 
     # -------------------------------------------------------------------------------------------------- evaluation

@@ -54,9 +54,10 @@ class Runs:
 
     @staticmethod
     def metrics(run: Path) -> list[dict[str, str]]:
-        """Rows of metrics.csv that belong to training steps."""
+        """Rows of metrics.csv that belong to training steps, without the columns that measure time."""
         with (run / "metrics.csv").open() as file:
-            return [row for row in csv.DictReader(file) if row["train/loss"]]
+            rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+        return [{name: value for name, value in row.items() if not name.startswith("throughput/")} for row in rows]
 
     @staticmethod
     def weights(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -119,7 +119,8 @@ def test_validate_test_and_predict(runs, capsys):
 
 
 def test_kill_9_and_resume_repeats_the_run_bit_for_bit(runs, weights_equal):
-    steps = ["--trainer.max_steps", "60", "--checkpoint.every_n_train_steps", "2", "--removability.every_n_steps", "7"]
+    steps = ["--trainer.max_steps", "60", "--checkpoint.every_n_train_steps", "2", "--removability.every_n_steps", "7",
+             "--trainer.callbacks+=RolloutTable", "--trainer.callbacks.init_args.every_n_steps", "1"]  # fmt: skip
     whole = runs.fit("whole", *steps)
     killed = runs.root / "killed"
     process = subprocess.Popen(
@@ -144,6 +145,7 @@ def test_kill_9_and_resume_repeats_the_run_bit_for_bit(runs, weights_equal):
         [{k: v for k, v in line.items() if k != "elapsed_s"} for line in runs.summaries(r)] for r in (killed, whole)
     ]
     assert without_time[0] == without_time[1]
+    assert (killed / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()
 
 
 def test_a_missing_last_is_an_error_not_a_fresh_start(runs):

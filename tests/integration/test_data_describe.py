@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cli.datasheet import describe
+from cli.datasheet import Datasheet, describe
+from cli.datasheet_markdown import to_markdown
 from cli.main import main
-from datamodules import Example, GeographyDataModule, Message
+from datamodules import ClassificationDataModule, Example, GeographyDataModule, Message, safety_mix
 from datamodules.base import Split
+
+DATA = Path("/work/shared/data")
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8").replace("### ", "## ")
 
 ROWS = [f"{first} {middle} {last} {number},{number % 3 // 2}"
         for number, (first, middle, last) in enumerate(
@@ -91,6 +95,42 @@ def test_copies_across_splits_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     overlaps = describe(GeographyDataModule(), None).overlaps
     found = {(overlap.split, overlap.earlier): (overlap.num_exact, overlap.num_near) for overlap in overlaps}
     assert found == {("val", "train"): (1, 1), ("test", "train"): (1, 2), ("test", "val"): (2, 2)}
+
+
+def test_games_are_compared_by_board_and_have_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def example(number: int, board: str) -> Example:
+        return Example(str(number), (Message(role="user", content=f"Play.\n{board}\nMove."),), None, "win", "game")
+
+    splits: dict[Split, list[Example]] = {
+        "train": [example(0, "| |G|")],
+        "val": [example(1, "|G| |"), example(2, "| |G|")],
+        "test": [example(3, "|.|G|")],
+    }
+    monkeypatch.setattr(GeographyDataModule, "load_splits", lambda self: splits)
+    monkeypatch.setattr(GeographyDataModule, "summary", lambda self: "")
+    monkeypatch.setattr(GeographyDataModule, "environment", lambda self, example: object())
+    sheet = describe(GeographyDataModule(), None)
+    assert [(overlap.num_exact, overlap.num_near) for overlap in sheet.overlaps] == [(1, None), (0, None), (0, None)]
+    markdown = to_markdown(sheet)
+    assert "| val | all | 2 | - | - |" in markdown
+    assert "| val | train | 1 | - |" in markdown
+
+
+def documented_counts(sheet: Datasheet) -> str:
+    return to_markdown(sheet).split("## Items\n")[1].split("## Lengths")[0]
+
+
+def test_the_documented_counts_of_geography_are_the_real_ones() -> None:
+    assert documented_counts(describe(GeographyDataModule(), None)) in DOCUMENTED
+
+
+@pytest.mark.skipif(not (DATA / "hatecheck").is_dir(), reason=f"the real data are not in {DATA}")
+def test_the_documented_counts_of_the_safety_mix_are_the_real_ones() -> None:
+    paths = ("tweeteval_offensive", "hatecheck/test_suite_cases.csv", "ethos/Ethos_Dataset_Binary.csv")
+    mix = safety_mix(*(str(DATA / path) for path in paths))
+    sheet = describe(ClassificationDataModule(mix), None)
+    assert documented_counts(sheet) in DOCUMENTED
+    assert [(overlap.num_exact, overlap.num_near) for overlap in sheet.overlaps] == [(0, 0)] * 3
 
 
 @pytest.mark.parametrize(

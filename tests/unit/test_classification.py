@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from datamodules import ClassificationDataModule, Example, TextSource
+from datamodules import ClassificationDataModule, Example, TextSource, safety_mix
 from datamodules.base import Split
 from datamodules.duplicates import JACCARD_THRESHOLD, jaccard, near_duplicate_clusters, normalise_text
 from datamodules.rows import RowAudit
-from datamodules.sampling import draw_whole_clusters, proportional_shares
+from datamodules.sampling import Kind, draw_whole_clusters, proportional_shares
 from datamodules.text_sources import read_source
 
 DATA = Path("/work/shared/data")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 real_data = pytest.mark.skipif(not (DATA / "hatecheck").is_dir(), reason=f"the real data are not in {DATA}")
 
-TWEETEVAL = TextSource("tweeteval", str(DATA / "tweeteval_offensive"))
-HATECHECK = TextSource("hatecheck", str(DATA / "hatecheck/test_suite_cases.csv"))
-ETHOS = TextSource("ethos", str(DATA / "ethos/Ethos_Dataset_Binary.csv"))
+SAFETY_MIX = safety_mix(
+    str(DATA / "tweeteval_offensive"),
+    str(DATA / "hatecheck/test_suite_cases.csv"),
+    str(DATA / "ethos/Ethos_Dataset_Binary.csv"),
+)
+TWEETEVAL, HATECHECK, ETHOS = SAFETY_MIX
 
 
 def text_of(example: Example) -> str:
@@ -47,7 +54,7 @@ ROWS = [(f"{first} chases {second} number {i}{j}", str(i % 2)) for i, first in e
 
 @pytest.fixture(scope="module")
 def safety() -> ClassificationDataModule:
-    return ClassificationDataModule([TWEETEVAL, HATECHECK, ETHOS])
+    return ClassificationDataModule(SAFETY_MIX)
 
 
 @real_data
@@ -72,6 +79,9 @@ def test_safety_mix_has_the_sizes_of_the_paper(safety: ClassificationDataModule)
     assert [len(safety.examples(split)) for split in SPLITS] == [17_826, 500, 500]
     for split in ("val", "test"):
         assert Counter(e.group for e in safety.examples(split)) == {"tweeteval": 374, "hatecheck": 99, "ethos": 27}
+        hateful = Counter(e.group for e in safety.examples(split) if e.answer == "yes")
+        # Of all: 33, 69 and 43 %. HateCheck's hateful templates have seven cases each, and nine times seven fit.
+        assert hateful == {"tweeteval": 123, "hatecheck": 63, "ethos": 12}
     assert len({example.id for _, example in all_items(safety)}) == 18_826
 
 
@@ -84,6 +94,10 @@ def test_no_template_and_no_near_duplicate_is_in_two_splits(safety: Classificati
             splits_of.setdefault(example.meta["template"], set()).add(split)
     assert len(splits_of) == 845
     assert {len(splits) for splits in splits_of.values()} == {1}
+    mould_of = {row.id: row.template for row in read_source(HATECHECK, RowAudit()).rows}
+    moulds = {split: {mould_of[e.id] for e in safety.examples(split) if e.source == "hatecheck"} for split in SPLITS}
+    assert len(set(mould_of.values())) == 749  # 845 templates, some of them spelling variants of others
+    assert sum(map(len, moulds.values())) == 749
     for cluster in near_duplicate_clusters([text_of(example) for _, example in items]):
         assert len({items[index][0] for index in cluster}) == 1
 
@@ -98,10 +112,12 @@ def test_no_near_duplicate_by_brute_force(safety: ClassificationDataModule) -> N
 
 @real_data
 def test_splits_are_deterministic_and_prefixes_representative(safety: ClassificationDataModule) -> None:
-    again = ClassificationDataModule([TWEETEVAL, HATECHECK, ETHOS], seed=5)
-    other = ClassificationDataModule([TWEETEVAL, HATECHECK, ETHOS], split_seed=1)
+    again = ClassificationDataModule(SAFETY_MIX, seed=5)
+    other = ClassificationDataModule(SAFETY_MIX, split_seed=1)
     ids = [[example.id for example in data.examples("test")] for data in (safety, again, other)]
     assert ids[0] == ids[1]
+    # Reported numbers rest on these items.
+    assert hashlib.sha256(json.dumps(ids[0]).encode()).hexdigest()[:16] == "02914a5cf91a28e2"
     assert len(set(ids[0]) & set(ids[2])) < 100
     whole, prefix = (Counter((e.source, e.answer) for e in safety.examples("test")[:n]) for n in (500, 100))
     assert all(abs(prefix[kind] - whole[kind] / 5) <= 2 for kind in whole)
@@ -249,11 +265,46 @@ def test_shares_by_largest_remainder() -> None:
 
 
 def test_whole_clusters_add_up_exactly() -> None:
-    kinds = list("aaaabbbb")
+    a, b = ("a",), ("b",)
+    kinds = [a, a, a, a, b, b, b, b]
     clusters = [[0, 1, 2], [3, 4], [5], [6, 7]]
-    taken, left = draw_whole_clusters(clusters, kinds, {"a": 1, "b": 2}, 3, "n")
+    taken, left = draw_whole_clusters(clusters, kinds, {a: 1, b: 2}, 3, "n")
     assert (taken, left) == ([[3, 4], [5]], [[0, 1, 2], [6, 7]])
-    taken, _ = draw_whole_clusters([[0, 1], [5], [6]], kinds, {"a": 1, "b": 1}, 2, "n")
+    taken, _ = draw_whole_clusters([[0, 1], [5], [6]], kinds, {a: 1, b: 1}, 2, "n")
     assert taken == [[5], [6]]  # no cluster holds one a alone
     with pytest.raises(ValueError, match="n: 1 items are missing"):
-        draw_whole_clusters([[0, 1], [2, 3]], kinds, {"a": 3}, 2, "n")
+        draw_whole_clusters([[0, 1], [2, 3]], kinds, {a: 3}, 2, "n")
+
+
+def test_what_a_label_lacks_comes_from_its_source() -> None:
+    kinds = [("x", "yes"), ("x", "yes"), ("y", "no"), ("x", "no"), ("y", "yes")]
+    quotas = {("x", "yes"): 1, ("y", "yes"): 1}
+    taken, _ = draw_whole_clusters([[0, 1], [2], [3], [4]], kinds, quotas, 2, "n")
+    assert taken == [[3], [4]]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([("x", "yes"), ("x", "no"), ("y", "no")]), min_size=1, max_size=3), min_size=5)
+)
+def test_drawing_is_exact_or_refused(members: list[list[Kind]]) -> None:
+    kinds = [kind for cluster in members for kind in cluster]
+    starts = [0, *itertools.accumulate(map(len, members))]
+    clusters = [list(range(start, end)) for start, end in itertools.pairwise(starts)]
+    size = len(kinds) // 2
+    quotas = proportional_shares(size, Counter(kinds), "n")
+    try:
+        taken, left = draw_whole_clusters(clusters, kinds, quotas, 3, "n")
+    except ValueError as error:
+        assert "items are missing" in str(error)  # noqa: PT017
+        return
+    assert sum(map(len, taken)) == size
+    assert sorted([*taken, *left]) == clusters
+
+
+def test_spelling_variants_stay_with_their_template(tmp_path: Path) -> None:
+    path = tmp_path / "test_suite_cases.csv"
+    cases = ["derog,1,A text,hateful,,1", "spell_leet_h,2,4 t3xt,hateful,1,2", "negate_nh,3,No text,non-hateful,1,3"]
+    path.write_text("\n".join(["functionality,case_id,test_case,label_gold,ref_templ_id,templ_id", *cases]))
+    rows = read_source(TextSource("hatecheck", str(path)), RowAudit()).rows
+    assert [row.template for row in rows] == ["1", "1", "3"]
+    assert [row.meta["template"] for row in rows] == ["1", "2", "3"]

@@ -74,6 +74,48 @@ def test_wrong_gives_every_question_another_answer(answers: list[str]) -> None:
     assert all(new != old for new, old in zip(texts(wrong)[1::2], answers, strict=True))
 
 
+@given(EXCHANGES, st.integers(0, 5))
+def test_reordered_demonstrations_are_the_same_exchanges(exchanges: list[tuple[str, str]], seed: int) -> None:
+    context = demonstrations(exchanges)
+    if len(set(exchanges)) == 1:
+        with pytest.raises(ValueError, match=rf"A context of {len(exchanges)} exchanges, none unlike another"):
+            make_control("reordered", context, seed=seed)
+        return
+    control = make_control("reordered", context, seed=seed)
+    assert control == make_control("reordered", context, seed=seed)
+    assert control.context != context
+    assert roles(control.context) == roles(context)
+    parts = texts(control.context)
+    assert sorted(zip(parts[::2], parts[1::2], strict=True)) == sorted(exchanges)
+
+
+@given(st.lists(st.sampled_from(["One.", "Is it 2.5?", "No!", "And so on."]), min_size=1, max_size=8))
+def test_reordered_sentences_keep_the_white_space(sentences: list[str]) -> None:
+    context = "\n\n".join([" ".join(sentences[:3]), *sentences[3:]])
+    if len(set(sentences)) == 1:
+        with pytest.raises(ValueError, match="list items or sentences, none unlike another, can't be reordered"):
+            make_control("reordered", context)
+        return
+    control = make_control("reordered", context).context
+    assert isinstance(control, str)
+    assert control != context
+    assert sorted(control.replace("\n\n", " ").split()) == sorted(context.split())
+    assert control.count("\n\n") == context.count("\n\n")
+
+
+def test_reordered_list_items_keep_heading_and_numbers() -> None:
+    control = make_control("reordered", "Rules. Two:\n1. be short.\n2. be kind. Always.\n\nThe end.").context
+    assert control == "Rules. Two:\n1. be kind. Always.\n2. be short.\n\nThe end."
+
+
+@pytest.mark.parametrize("name", context_names())
+def test_every_shipped_context_can_be_reordered_truncated_and_made_irrelevant(name: str) -> None:
+    context = load_context(name)
+    for kind in ("reordered", "truncated", "irrelevant"):
+        assert make_control(kind, context).context != context  # type: ignore[arg-type]
+    assert count_words(make_control("reordered", context).context) == count_words(context)
+
+
 @given(CONTEXTS, st.floats(0.01, 0.99))
 def test_truncated_is_a_shorter_beginning(context: Context, fraction: float) -> None:
     num_parts = len(context.split()) if isinstance(context, str) else len(context) // 2
@@ -154,8 +196,7 @@ def test_what_does_not_exist_is_refused(kind: ControlKind, file: str | None, mes
 def test_with_context_changes_nothing_else() -> None:
     prompt = (Message(role="user", content="q"),)
     examples = [Example("1", prompt, "c", "a", "s", "g", {"k": 1}), Example("2", prompt, None, "b")]
-    assert with_context(examples, "d") == [
+    assert with_context(examples, Control("own", "d")) == [
         Example("1", prompt, "d", "a", "s", "g", {"k": 1}),
         Example("2", prompt, "d", "b"),
     ]
-    assert with_context(with_context(examples, "d"), None)[0].privileged_context is None
