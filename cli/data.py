@@ -10,50 +10,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentParser
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from cli.config_sections import data_module_of, view_spec_of
 from cli.datasheet import describe
 from cli.datasheet_markdown import to_markdown
-from datamodules.base import ContextDataModule
 from lightning_modules.models import ModelSpec, load_tokenizer
-from lightning_modules.views import ViewRenderer, ViewSpec
+from lightning_modules.views import ViewRenderer
 
 # Prompts are measured here, not refused: whether they fit is checked where the model is known.
 _NO_LIMIT = sys.maxsize
-
-
-def data_module_of(config: Path) -> ContextDataModule:
-    """The DataModule under ``data`` of a config; other keys may be there and are not looked at.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no YAML mapping, has no ``data``, or ``data`` is no valid DataModule.
-    """
-    values = _section(config, "data")
-    if values is None:
-        raise ValueError(f"{config} has no key data; give class_path and init_args of a ContextDataModule there.")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ContextDataModule, "data", required=True)
-    data: ContextDataModule = _parsed(parser, {"data": values}, config).data
-    return data
-
-
-def view_spec_of(config: Path) -> ViewSpec:
-    """The views under ``model.views`` of a config; the default ones where there are none.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if ``model.views`` are no valid views.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ViewSpec, "views")
-    views: ViewSpec = _parsed(parser, {"views": _section(config, "model.views") or {}}, config).views
-    return views
 
 
 def data_cli(args: Sequence[str]) -> int:
@@ -96,23 +61,3 @@ def _describe(config: Path, tokenizer: str | None, gguf_file: str | None, output
         text = json.dumps(sheet.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         (output / "datasheet.json").write_text(text + "\n", encoding="utf-8")
         print(f"Written: {output / 'datasheet.md'}, {output / 'datasheet.json'}")
-
-
-def _section(config: Path, key: str) -> Any:
-    """Plain values under a dotted key, with ``${...}`` resolved; None where there is no such key."""
-    try:
-        loaded = OmegaConf.load(config)
-        if not isinstance(loaded, DictConfig):
-            raise ValueError(f"{config} is no YAML mapping.")
-        section = OmegaConf.select(loaded, key)
-        return OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{config}: {error}") from error
-
-
-def _parsed(parser: ArgumentParser, values: dict[str, Any], config: Path) -> Any:
-    """Check values as a fit would, and make the objects."""
-    try:
-        return parser.instantiate_classes(parser.parse_object(values))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{config}: {error}") from error

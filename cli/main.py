@@ -1,4 +1,4 @@
-"""The command line: ``python -m cli fit|validate|test|predict|report|data``.
+"""The command line: ``python -m cli fit|validate|test|predict|report|data|extract``.
 
 LightningCLI with four settings that are ours:
 
@@ -114,6 +114,12 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
         from cli.data import data_cli
 
         data_cli(words[1:])
+        return None
+    if isinstance(words, list) and words[:1] == ["extract"]:
+        from cli.extract import extract_cli
+
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        extract_cli(words[1:])
         return None
     _quiet_expected_warnings()
     jsonargparse.set_parsing_settings(

@@ -130,7 +130,7 @@ class GameDataModule(ContextDataModule):
         """Check the numbers; no game is opened before `setup`."""
         super().__init__(batch_size, eval_batch_size, seed, num_workers)
         self.env_id = env_id
-        self.licences = {env_id: "TextArena, Apache-2.0 or MIT by game"}
+        self.licences = {env_id: "MIT (TextArena)"}
         self.env_options: Mapping[str, OptionValue] = env_options or {}
         self.context = context
         self.max_turns = require_int("max_turns", max_turns, minimum=1)
@@ -143,7 +143,6 @@ class GameDataModule(ContextDataModule):
         self.split_by = split_by
         self.only_solvable, self.shows_rules = only_solvable, shows_rules
         self.rules_are_known = env_id.split("-")[0] in PARSERS
-        self.licences = {env_id: "MIT (TextArena)"}
         self.split_seed = require_int("split_seed", split_seed, minimum=0)
         if only_solvable and not self.rules_are_known:
             known = ", ".join(PARSERS)

@@ -29,5 +29,6 @@ def test_the_wheel_holds_everything(tmp_path):
     contexts = {str(p.relative_to(ROOT)) for p in (ROOT / "datamodules/contexts").iterdir() if p.is_file()}
     assert len(contexts) >= 3
     assert contexts <= names
+    assert "lightning_modules/rollout/experience_prompt.txt" in names
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
     assert "context-returns = cli.main:console" in zipfile.ZipFile(wheel).read(scripts).decode()

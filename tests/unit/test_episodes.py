@@ -182,17 +182,19 @@ def test_a_conversation_over_the_limit_is_refused_not_truncated(play):
 
 
 def test_the_comparison_takes_the_games_verdicts_and_weighs_turns_by_tokens(play):
-    (without,), _ = play([Countdown(2)])
+    replies = iter(["down", "a longer answer that is no move", "down"])
+    (without,), _ = play([Countdown(2)], reply=lambda text: next(replies))
     (with_,), _ = play([Countdown(2)], reply=lambda text: "stop")
 
     class Scorer:
         def view_divergences(self, rollouts, max_tokens):
             assert [rollout.completion_ids for rollout in rollouts] == [t.completion.token_ids for t in without.turns]
-            return [0.25, 0.75]
+            return [0.25, 0.75, 0.5]
 
     (kl,) = episode_divergences(Scorer(), [without], None)
     lengths = [len(turn.completion.token_ids) for turn in without.turns]
-    assert kl == pytest.approx((0.25 * lengths[0] + 0.75 * lengths[1]) / sum(lengths))
+    assert len(set(lengths)) == 2
+    assert kl == pytest.approx((0.25 * lengths[0] + 0.75 * lengths[1] + 0.5 * lengths[2]) / sum(lengths))
     comparison = compare_episodes(without, with_, kl)
     assert comparison.grade_no_context.correct
     assert comparison.grade_with_context.reason == "lost"

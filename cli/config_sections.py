@@ -1,0 +1,84 @@
+"""Parts of a fit's config for commands that need no Trainer: its data, its views, its student.
+
+Any YAML file that `fit` takes can be read, RUN/config.yaml included; other keys may be there and are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from datamodules.base import ContextDataModule
+from lightning_modules.models import ModelSpec
+from lightning_modules.views import ViewSpec
+
+
+def data_module_of(config: Path) -> ContextDataModule:
+    """The DataModule under ``data`` of a config.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no YAML mapping, has no ``data``, or ``data`` is no valid DataModule.
+    """
+    values = section_of(config, "data")
+    if values is None:
+        raise ValueError(f"{config} has no key data; give class_path and init_args of a ContextDataModule there.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ContextDataModule, "data", required=True)
+    data: ContextDataModule = parsed(parser, {"data": values}, config).data
+    return data
+
+
+def view_spec_of(config: Path) -> ViewSpec:
+    """The views under ``model.views`` of a config; the default ones where there are none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if ``model.views`` are no valid views.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ViewSpec, "views")
+    views: ViewSpec = parsed(parser, {"views": section_of(config, "model.views") or {}}, config).views
+    return views
+
+
+def student_spec_of(config: Path) -> ModelSpec:
+    """The student under ``model.student`` of a config.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if there is no ``model.student``, or it is no valid model.
+    """
+    values = section_of(config, "model.student")
+    if values is None:
+        raise ValueError(f"{config} has no key model.student; name the model there.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ModelSpec, "student")
+    student: ModelSpec = parsed(parser, {"student": values}, config).student
+    return student
+
+
+def section_of(config: Path, key: str) -> Any:
+    """Plain values under a dotted key, with ``${...}`` resolved; None where there is no such key."""
+    try:
+        loaded = OmegaConf.load(config)
+        if not isinstance(loaded, DictConfig):
+            raise ValueError(f"{config} is no YAML mapping.")
+        section = OmegaConf.select(loaded, key)
+        return OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{config}: {error}") from error
+
+
+def parsed(parser: ArgumentParser, values: dict[str, Any], config: Path) -> Any:
+    """Check values as a fit would, and make the objects."""
+    try:
+        return parser.instantiate_classes(parser.parse_object(values))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{config}: {error}") from error
