@@ -1,4 +1,4 @@
-"""What a wheel holds: every package, the contexts, and the console script."""
+"""What a wheel holds, and that its data modules work where they are installed alone."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_wheel_holds_everything(tmp_path):
-    # A copy: setuptools leaves build/ behind, and would put modules that were removed since into the next wheel.
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel from a copy: setuptools leaves build/ behind, and would put removed modules into the next one."""
+    folder = tmp_path_factory.mktemp("wheel")
     left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "wandb", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=left_out)
-    done = subprocess.run(
-        [*f"{sys.executable} -m pip wheel -q --no-deps --no-build-isolation -w".split(), str(tmp_path), str(source)],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+    shutil.copytree(ROOT, folder / "source", ignore=left_out)
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(folder / "source"))
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def pip(*words):
+    done = subprocess.run([sys.executable, "-m", "pip", *words, "-q"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
+
+
+def test_the_wheel_holds_everything(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for room in ("cli", "lightning_modules", "datamodules", "callbacks"):
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / room).rglob("*.py")}
@@ -29,6 +37,43 @@ def test_the_wheel_holds_everything(tmp_path):
     contexts = {str(p.relative_to(ROOT)) for p in (ROOT / "datamodules/contexts").iterdir() if p.is_file()}
     assert len(contexts) >= 3
     assert contexts <= names
-    assert "lightning_modules/rollout/experience_prompt.txt" in names
+    texts = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_modules").rglob("*.txt")}
+    assert texts <= names
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
     assert "context-returns = cli.main:console" in zipfile.ZipFile(wheel).read(scripts).decode()
+
+
+ELSEWHERE = """
+import sys
+
+class Absent:
+    blocked = ("deepspeed", "vllm", "wandb", "peft", "textarena", "trl", "transformers", "datasets", "math_verify")
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import datamodules
+for name in datamodules.__all__:
+    getattr(datamodules, name)
+assert datamodules.__file__.startswith(sys.argv[1]), datamodules.__file__
+for name in datamodules.context_names():
+    assert datamodules.load_context(name)
+data = datamodules.GeographyDataModule()
+example = data.examples("val")[0]
+assert example.privileged_context
+print(data.grade(example, example.answer).reason)
+"""
+
+
+def test_data_modules_work_alone_where_the_wheel_is_installed(wheel, tmp_path):
+    """In an environment without transformers, wandb, textarena and the like."""
+    pip("install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ELSEWHERE, str(tmp_path / "site")],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={"PATH": "", "PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "correct"
