@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -43,17 +44,12 @@ def test_the_wheel_holds_everything(wheel):
     assert "context-returns = cli.main:console" in zipfile.ZipFile(wheel).read(scripts).decode()
 
 
+ABSENT = ("deepspeed", "vllm", "wandb", "peft", "textarena", "trl", "transformers", "datasets", "math_verify")
 ELSEWHERE = """
-import sys
-
-class Absent:
-    blocked = ("deepspeed", "vllm", "wandb", "peft", "textarena", "trl", "transformers", "datasets", "math_verify")
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+import importlib.metadata, importlib.util, sys
+for name in sys.argv[2:]:
+    assert importlib.util.find_spec(name) is None, name
+    assert not list(importlib.metadata.distributions(name=name)), name
 import datamodules
 for name in datamodules.__all__:
     getattr(datamodules, name)
@@ -67,13 +63,25 @@ print(data.grade(example, example.answer).reason)
 """
 
 
-def test_data_modules_work_alone_where_the_wheel_is_installed(wheel, tmp_path):
+@pytest.fixture
+def site_without_them(tmp_path):
+    """Return a folder of installed packages: links to this environment's own, without ours and those that are absent."""
+    folder = tmp_path / "without"
+    folder.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        name = path.name.partition("-")[0].lower().removesuffix(".py")
+        if name not in ABSENT and not name.startswith(("__editable__", "context_returns")):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_data_modules_work_alone_where_the_wheel_is_installed(wheel, tmp_path, site_without_them):
     """In an environment without transformers, wandb, textarena and the like."""
     pip("install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
     done = subprocess.run(
-        [sys.executable, "-P", "-c", ELSEWHERE, str(tmp_path / "site")],
+        [sys.executable, "-S", "-P", "-c", ELSEWHERE, str(tmp_path / "site"), *ABSENT],
         capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={"PATH": "", "PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)},
+        env={"PATH": "", "PYTHONPATH": f"{tmp_path / 'site'}:{site_without_them}", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "correct"

@@ -237,10 +237,11 @@ def test_an_interrupted_question_leaves_no_reply_behind(monkeypatch: pytest.Monk
     assert compare_values("1/5", "6/31") == "different"
 
 
-def test_a_process_that_cannot_start_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_start_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError('a broken installation')")
     process = math_values._ComparingProcess()
     with monkeypatch.context() as context:
-        context.setattr(sys, "path", [])
+        context.syspath_prepend(tmp_path)
         with pytest.raises(RuntimeError, match=r"did not start \(exit status 1\); what it said is printed above"):
             process.compare("1/11", "2/22")
     assert process.compare("1/11", "2/22") == "equal"
