@@ -206,6 +206,7 @@ def _record(data: ContextDataModule, comparison: ViewComparison) -> PairedRecord
         finished_with_context=comparison.with_context.finished,
         kl=comparison.kl,
         num_kl_tokens=0 if comparison.kl is None else len(comparison.no_context.token_ids),
+        question=example.prompt[-1]["content"],
     )
 
 

@@ -17,6 +17,9 @@ from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummar
 
 T = TypeVar("T")
 
+ORIGINAL = "original"
+"""`SummaryLine.context` of an evaluation with the context itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class SummaryLine:
@@ -30,6 +33,8 @@ class SummaryLine:
     """By group; "all" holds every item."""
     elapsed_s: float
     """Seconds that the evaluation took."""
+    context: str = ORIGINAL
+    """What stood in the context's place: the context itself, or the name of a control."""
 
     def __post_init__(self) -> None:
         """Refuse a line that readers could not place.
@@ -45,7 +50,8 @@ class SummaryLine:
     def to_json(self) -> str:
         """Return the line, without a newline."""
         summaries = {group: summary.to_dict() for group, summary in self.summaries.items()}
-        values = {"step": self.step, "split": self.split, "elapsed_s": self.elapsed_s, "summaries": summaries}
+        values: dict[str, object] = {"step": self.step, "split": self.split, "elapsed_s": self.elapsed_s}
+        values |= {"context": self.context, "summaries": summaries}
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -58,7 +64,8 @@ class SummaryLine:
         values = json.loads(line)
         try:
             summaries = {name: RemovabilitySummary.from_dict(summary) for name, summary in values["summaries"].items()}
-            return cls(int(values["step"]), str(values["split"]), summaries, float(values["elapsed_s"]))
+            context = str(values.get("context", ORIGINAL))  # files from before there were controls lack it
+            return cls(int(values["step"]), str(values["split"]), summaries, float(values["elapsed_s"]), context)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a summary line ({error!r})") from error
 
@@ -88,7 +95,12 @@ def read_records(path: Path) -> list[PairedRecord]:
 
 
 def append_summary(
-    path: Path, step: int, split: str, summaries: Mapping[str, RemovabilitySummary], elapsed_s: float
+    path: Path,
+    step: int,
+    split: str,
+    summaries: Mapping[str, RemovabilitySummary],
+    elapsed_s: float,
+    context: str = ORIGINAL,
 ) -> None:
     """Append one evaluation to summary.jsonl and wait until the disk has it.
 
@@ -98,12 +110,13 @@ def append_summary(
         split: the split that was evaluated.
         summaries: what `summarise_groups` returned.
         elapsed_s: seconds that the evaluation took.
+        context: name of the control that stood in the context's place.
 
     Raises:
         OSError: if the line cannot be written; earlier lines are kept. For a full disk the message says what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    append(path, (SummaryLine(step, split, summaries, elapsed_s).to_json() + "\n").encode(), sync=True)
+    append(path, (SummaryLine(step, split, summaries, elapsed_s, context).to_json() + "\n").encode(), sync=True)
 
 
 def read_summaries(path: Path) -> list[SummaryLine]:

@@ -6,6 +6,7 @@ Every item is answered twice by the same weights: without the context (x) and wi
 * help = P(c right | x wrong): the context still brings something
 * both_correct = P(x right and c right)
 * length_inflation = (mean tokens with - mean tokens without) / mean tokens without
+* self_flip = P(x wrong again drawn | x right): with sampled decoding, what harm would be if the context did nothing
 
 Rates are fractions in [0, 1]. A value that is not defined, or that rests on too few items, is None: never 0, never NaN.
 
@@ -22,7 +23,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,35 @@ MIN_HARM_ITEMS = 20
 
 ALL = "all"
 """The name under which `summarise_groups` reports every item together."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradedSample:
+    """One more answer to the same item, in one view."""
+
+    completion: str
+    parsed: str | None
+    reason: GradeReason
+    length: int
+    """Tokens of the completion, its end token included."""
+    finished: bool
+    """The completion ended by itself; False: it was cut at the token limit."""
+
+    def __post_init__(self) -> None:
+        """Refuse a sample that would spoil a mean.
+
+        Raises:
+            ValueError: if the reason is unknown or the length is negative.
+        """
+        if self.reason not in get_args(GradeReason):
+            raise ValueError(f"A sample has reason={self.reason!r}; accepted: {', '.join(get_args(GradeReason))}.")
+        if self.length < 0:
+            raise ValueError(f"A sample has length={self.length}; a count of tokens is at least 0.")
+
+    @property
+    def correct(self) -> bool:
+        """The answer is right."""
+        return self.reason == "correct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +95,11 @@ class PairedRecord:
     """Mean over the no-context completion's tokens of KL(q_x || q_c), in nats; None: not measured."""
     num_kl_tokens: int
     """Tokens that `kl` is the mean of; 0 exactly where `kl` is None."""
+    question: str = ""
+    """The last user turn of the prompt, for whoever reads the record."""
+    further_no_context: tuple[GradedSample, ...] = ()
+    """Further answers, drawn independently, where decoding samples and more than one was asked for."""
+    further_with_context: tuple[GradedSample, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a record that would spoil a mean.
@@ -108,14 +143,18 @@ class PairedRecord:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: if `line` is not a JSON object with exactly the fields of a record, or a value is refused.
+            ValueError: if `line` is not a JSON object with the fields of a record, or a value is refused. Fields with
+                a default may be missing: the file was written before there were such fields.
         """
         values = json.loads(line)  # JSONDecodeError is a ValueError
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != expected:
+        known = {field.name for field in fields(cls)}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(values, dict) or not required <= values.keys() <= known:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"A paired record has the fields {sorted(expected)}; found {found}.")
+            raise ValueError(f"A paired record has the fields {sorted(required)}; found {found}.")
         try:
+            for name in ("further_no_context", "further_with_context"):
+                values[name] = tuple(GradedSample(**sample) for sample in values.get(name, ()))
             return cls(**values)
         except TypeError as error:  # a string where a number belongs
             raise ValueError(f"Record {values['id']!r} has a value of the wrong type: {error}.") from error
@@ -165,13 +204,32 @@ class RemovabilitySummary(PairedRates):
     macro_f1_no_context: float | None = None
     """Mean F1 of the classes, `classification_metrics.macro_f1`; None where the answers are no classes."""
     macro_f1_with_context: float | None = None
+    num_harmed_wrong: int = 0
+    """Of the harmed items, those whose with-context completion gave a wrong answer."""
+    num_harmed_unparsed: int = 0
+    """Those whose with-context completion ended without one answer that could be read."""
+    num_harmed_cut_off: int = 0
+    """Those whose with-context completion was cut at the token limit, whatever was read out of it."""
+    num_samples_no_context: int = 1
+    """Answers drawn per item in this view; the paired rates are of the first of each view."""
+    num_samples_with_context: int = 1
+    self_flip: float | None = None
+    """P(second no-context answer wrong | first right): harm's noise floor. None without a second, or as harm is."""
+    num_self_flipped: int = 0
+    """Items whose first no-context answer is right and whose second is wrong; of `num_correct_no_context`."""
+    mean_accuracy_no_context: float | None = None
+    """Mean over items of the share of right samples; None where one was drawn."""
+    mean_accuracy_with_context: float | None = None
+    pass_at_k_no_context: Mapping[str, float] | None = None
+    """By k = 1, 2, 4, ... up to the samples drawn: `pass_at_k`, averaged over items; None where one was drawn."""
+    pass_at_k_with_context: Mapping[str, float] | None = None
 
-    def to_dict(self) -> dict[str, int | float | None]:
-        """Return the values by field name, ready for JSON or a logger."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values by field name, ready for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, int | float | None]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild a summary from `to_dict`.
 
         A field with a default may be missing: the file was written before there was such a field.
@@ -184,7 +242,7 @@ class RemovabilitySummary(PairedRates):
         if not required <= values.keys() <= known:
             missing, unknown = sorted(required - values.keys()), sorted(values.keys() - known)
             raise ValueError(f"A removability summary misses {missing} and has unknown fields {unknown}.")
-        return cls(**values)  # type: ignore[arg-type]  # checked above; JSON keeps int, float and None apart
+        return cls(**values)
 
 
 def paired_rates(correct_no_context: Sequence[bool], correct_with_context: Sequence[bool]) -> PairedRates:
@@ -254,6 +312,7 @@ def summarise(records: Sequence[PairedRecord]) -> RemovabilitySummary:
     num_kl_tokens = sum(record.num_kl_tokens for record in records)
     kl_sum = math.fsum(record.kl * record.num_kl_tokens for record in records if record.kl is not None)
     answers = [record.answer for record in records]
+    harmed = Counter(_harm_reason(record) for record in records if record.correct_no_context)
     return RemovabilitySummary(
         **asdict(rates),
         mean_length_no_context=without,
@@ -265,7 +324,57 @@ def summarise(records: Sequence[PairedRecord]) -> RemovabilitySummary:
         num_kl_tokens=num_kl_tokens,
         macro_f1_no_context=macro_f1(answers, [record.parsed_no_context for record in records]),
         macro_f1_with_context=macro_f1(answers, [record.parsed_with_context for record in records]),
+        num_harmed_wrong=harmed["wrong"],
+        num_harmed_unparsed=harmed["unparsed"],
+        num_harmed_cut_off=harmed["cut off"],
+        **_sampled(records, rates.num_correct_no_context),
     )
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Estimate P(at least one of k answers is right) from more answers, without bias (arXiv:2107.03374, eq. 1).
+
+    Raises:
+        ValueError: unless 1 <= k <= num_samples and 0 <= num_correct <= num_samples.
+    """
+    if not (1 <= k <= num_samples and 0 <= num_correct <= num_samples):
+        raise ValueError(f"pass@{k} of {num_correct} right among {num_samples} samples is not defined.")
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def _harm_reason(record: PairedRecord) -> Literal["wrong", "unparsed", "cut off"] | None:
+    """What went wrong with the context; None where nothing did."""
+    if record.correct_with_context:
+        return None
+    if not record.finished_with_context:
+        return "cut off"
+    unparsed = record.reason_with_context in ("no_answer", "several_answers", "not_a_choice")
+    return "unparsed" if unparsed else "wrong"
+
+
+def _sampled(records: Sequence[PairedRecord], num_right: int) -> dict[str, Any]:
+    """The fields of a summary that need more than one answer per item."""
+    fields_: dict[str, Any] = {}
+    for view in ("no_context", "with_context"):
+        counts = {1 + len(getattr(record, f"further_{view}")) for record in records}
+        if len(counts) > 1:
+            raise ValueError(f"The records hold {sorted(counts)} {view} samples; every item needs as many.")
+        fields_[f"num_samples_{view}"] = num_samples = counts.pop()
+        if num_samples == 1:
+            continue
+        num_correct = [
+            int(getattr(record, f"correct_{view}")) + sum(s.correct for s in getattr(record, f"further_{view}"))
+            for record in records
+        ]
+        fields_[f"mean_accuracy_{view}"] = float(np.mean(num_correct)) / num_samples
+        ks = [2**power for power in range(num_samples.bit_length())]
+        fields_[f"pass_at_k_{view}"] = {
+            str(k): math.fsum(pass_at_k(num_samples, correct, k) for correct in num_correct) / len(records) for k in ks
+        }
+    if fields_["num_samples_no_context"] > 1:
+        flipped = sum(record.correct_no_context and not record.further_no_context[0].correct for record in records)
+        fields_ |= {"num_self_flipped": flipped, "self_flip": _rate_or_withheld(flipped, num_right)}
+    return fields_
 
 
 def summarise_groups(records: Sequence[PairedRecord]) -> dict[str, RemovabilitySummary]:
