@@ -65,7 +65,7 @@ print(data.grade(example, example.answer).reason)
 
 @pytest.fixture
 def site_without_them(tmp_path):
-    """Return a folder of installed packages: links to this environment's own, without ours and those that are absent."""
+    """Return a folder of links to what is installed here, without this project and those that are to be absent."""
     folder = tmp_path / "without"
     folder.mkdir()
     for path in Path(sysconfig.get_path("purelib")).iterdir():

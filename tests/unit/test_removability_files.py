@@ -185,6 +185,6 @@ def test_other_errors_of_the_system_pass_unchanged(tmp_path):
 
 def test_a_summary_line_is_plain_json(summary_file):
     values = json.loads(summary_file.read_text().splitlines()[1])
-    assert list(values) == ["step", "split", "elapsed_s", "summaries"]
+    assert list(values) == ["step", "split", "elapsed_s", "context", "summaries"]
     assert list(values["summaries"]) == ["all", "seen"]
     assert values["summaries"]["all"]["harm"] is None
