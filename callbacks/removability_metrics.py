@@ -100,6 +100,8 @@ class PairedRecord:
     further_no_context: tuple[GradedSample, ...] = ()
     """Further answers, drawn independently, where decoding samples and more than one was asked for."""
     further_with_context: tuple[GradedSample, ...] = ()
+    kl_to_base: float | None = None
+    """Mean over the no-context completion's tokens of KL(q_x || the untrained model's q_x), in nats."""
 
     def __post_init__(self) -> None:
         """Refuse a record that would spoil a mean.
@@ -117,8 +119,12 @@ class PairedRecord:
         for name in ("length_no_context", "length_with_context", "num_kl_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Record {self.id!r}: {name}={getattr(self, name)}; a count of tokens is at least 0.")
-        if self.kl is not None and not math.isfinite(self.kl):
-            raise ValueError(f"Record {self.id!r}: kl={self.kl}; the model's logits are not finite. Check the weights.")
+        for name in ("kl", "kl_to_base"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(
+                    f"Record {self.id!r}: {name}={value}; the model's logits are not finite. Check the weights."
+                )
         if (self.kl is None) != (self.num_kl_tokens == 0):
             raise ValueError(
                 f"Record {self.id!r}: kl={self.kl} with num_kl_tokens={self.num_kl_tokens}; give both, or None and 0."
@@ -223,6 +229,8 @@ class RemovabilitySummary(PairedRates):
     pass_at_k_no_context: Mapping[str, float] | None = None
     """By k = 1, 2, 4, ... up to the samples drawn: `pass_at_k`, averaged over items; None where one was drawn."""
     pass_at_k_with_context: Mapping[str, float] | None = None
+    mean_kl_to_base: float | None = None
+    """Mean over all measured tokens of KL(q_x || the untrained model's q_x), in nats; None where none was measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values by field name, ready for JSON."""
@@ -311,6 +319,7 @@ def summarise(records: Sequence[PairedRecord]) -> RemovabilitySummary:
     # Weighted by tokens, as the loss is: the mean over items would let one-token answers outvote long ones.
     num_kl_tokens = sum(record.num_kl_tokens for record in records)
     kl_sum = math.fsum(record.kl * record.num_kl_tokens for record in records if record.kl is not None)
+    to_base = [(r.kl_to_base, r.length_no_context) for r in records if r.kl_to_base is not None]
     answers = [record.answer for record in records]
     harmed = Counter(_harm_reason(record) for record in records if record.correct_no_context)
     return RemovabilitySummary(
@@ -328,6 +337,7 @@ def summarise(records: Sequence[PairedRecord]) -> RemovabilitySummary:
         num_harmed_unparsed=harmed["unparsed"],
         num_harmed_cut_off=harmed["cut off"],
         **_sampled(records, rates.num_correct_no_context),
+        mean_kl_to_base=math.fsum(k * n for k, n in to_base) / sum(n for _, n in to_base) if to_base else None,
     )
 
 

@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from datamodules.base import ContextDataModule
 from lightning_modules.models import ModelSpec
+from lightning_modules.rollout.engine import SamplingSpec
 from lightning_modules.views import ViewSpec
 
 
@@ -62,6 +63,21 @@ def student_spec_of(config: Path) -> ModelSpec:
     parser.add_class_arguments(ModelSpec, "student")
     student: ModelSpec = parsed(parser, {"student": values}, config).student
     return student
+
+
+def evaluation_spec_of(config: Path) -> SamplingSpec:
+    """How evaluations decode: ``model.evaluation``, or greedily with the ``model.sampling`` of rollouts.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the section is not valid.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SamplingSpec, "sampling")
+    own = section_of(config, "model.evaluation")
+    values = own or {**(section_of(config, "model.sampling") or {}), "temperature": 0.0}
+    spec: SamplingSpec = parsed(parser, {"sampling": values}, config).sampling
+    return spec
 
 
 def section_of(config: Path, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m cli fit|validate|test|predict|report|data|extract``.
+"""The command line: ``python -m cli fit|validate|test|predict|evaluate|report|data|extract``.
 
 LightningCLI with four settings that are ours:
 
@@ -24,6 +24,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from callbacks.csv_logger import RunCSVLogger
 from callbacks.hf_export import HFExport
 from callbacks.predictions import PredictionWriter
+from callbacks.probes import ProbeEvaluation
 from callbacks.removability import RemovabilityCallback
 from callbacks.rollout_table import RolloutTable
 from callbacks.view_sample import ViewSample
@@ -46,6 +47,7 @@ __all__ = [
     "MathDataModule",
     "MedicalDataModule",
     "PredictionWriter",
+    "ProbeEvaluation",
     "RolloutTable",
     "RunCSVLogger",
     "ViewSample",
@@ -121,6 +123,12 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
         extract_cli(words[1:])
         return None
+    if isinstance(words, list) and words[:1] == ["evaluate"]:
+        from cli.evaluate import evaluate_cli
+
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        evaluate_cli(words[1:])
+        return None
     _quiet_expected_warnings()
     jsonargparse.set_parsing_settings(
         omegaconf_absolute_to_relative_paths=True,
@@ -143,7 +151,8 @@ def _parser_kwargs() -> dict[str, Any]:
     return {
         "parser_mode": "omegaconf+",
         "prog": "python -m cli",
-        "description": "Distil removable contexts and measure whether they are. Also: python -m cli report RUN...",
+        "description": "Distil removable contexts and measure whether they are. Also: python -m cli "
+        "evaluate|report|data|extract --help",
     }
 
 

@@ -1,16 +1,37 @@
-"""What callbacks may know of a module whose context is to be removable: `ComparesViews`."""
+"""Both views' answers to the same items: what evaluations are made of, and what callbacks may know of a module.
+
+`ViewComparer` answers with one model; `ComparesViews` is all that a callback asks of a module. The answers of the two
+views are drawn with different seeds: with the same one, views that agree would also be lucky together, and harm could
+not be read against the noise of sampling.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from datamodules.example import Example, Grade
-from lightning_modules.rollout.engine import Completion
-from lightning_modules.rollout.episodes import Episode, Turn, all_turns
+import numpy as np
+from transformers import PreTrainedModel
+
+from datamodules.example import Environment, Example, Grade
+from lightning_modules.packing import Rollout
+from lightning_modules.rollout.engine import Completion, RolloutEngine, SamplingSpec
+from lightning_modules.rollout.episodes import Episode, Turn, View, play_episodes
 from lightning_modules.scoring import ViewScorer
-from lightning_modules.views import PromptPair
+from lightning_modules.views import ContextSlot, PromptPair, ViewRenderer
+
+OpenGame = Callable[[Example], Environment | None]
+"""Opens the game of an example; None: the example is a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to an item; of a game, the tokens of all its turns with the transcript as the text."""
+
+    completion: Completion
+    grade: Grade | None = None
+    """A game's own verdict; None: the text of the completion is to be graded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +46,34 @@ class ViewComparison:
     with_context: Completion
     kl: float | None
     """Mean per-token KL(q_x || q_c) in nats over the no-context completion; None where it was not asked for."""
-    no_context_turns: Sequence[Turn] = ()
-    """The turns that `no_context` sums up, each with both its prompts: what any further scoring goes through."""
     grade_no_context: Grade | None = None
     """A game's own verdict; None: the text of the completion is to be graded."""
     grade_with_context: Grade | None = None
+    further_no_context: Sequence[Answer] = ()
+    """Answers beyond the first, where `ComparisonSpec` asks for them."""
+    further_with_context: Sequence[Answer] = ()
+    no_context_episodes: Sequence[Episode] = ()
+    """The episodes behind the no-context answers, the first one's first: what any further scoring goes through."""
+
+    @property
+    def no_context_turns(self) -> Sequence[Turn]:
+        """The turns that `no_context` sums up, each with both its prompts."""
+        return self.no_context_episodes[0].turns if self.no_context_episodes else ()
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonSpec:
+    """What is wanted of a comparison."""
+
+    with_kl: bool = True
+    """Also score the first no-context answer in both views."""
+    num_no_context: int = 1
+    """Answers per item, drawn independently; more than one makes sense where decoding samples."""
+    num_with_context: int = 1
+    context_slot: ContextSlot | None = None
+    """Where the context goes; None: where the module's views put it."""
+    given: Sequence[ViewComparison] | None = None
+    """Comparisons of the same items with another context, whose no-context answers are taken over."""
 
 
 @runtime_checkable
@@ -41,31 +85,136 @@ class ComparesViews(Protocol):
         """Optimizer steps behind the current weights, also outside a fit."""
         ...
 
-    def compare_views(self, examples: Sequence[Example], *, with_kl: bool = True) -> list[ViewComparison]:
+    @property
+    def evaluation(self) -> SamplingSpec:
+        """How `compare_views` decodes."""
+        ...
+
+    def compare_views(
+        self, examples: Sequence[Example], spec: ComparisonSpec = ComparisonSpec()
+    ) -> list[ViewComparison]:
         """Answer every example in both views, in order, without changing any random state."""
         ...
 
 
-def compare_episodes(no_context: Episode, with_context: Episode, kl: float | None) -> ViewComparison:
-    """Pair the two views' episodes of one example."""
-    assert no_context.example.id == with_context.example.id
+@runtime_checkable
+class KnowsItsBase(Protocol):
+    """A module that still has the model it started from, to tell what training has moved."""
+
+    def base_divergences(self, comparisons: Sequence[ViewComparison]) -> list[float] | None:
+        """Mean per-token KL(model || base) of each no-context answer in nats, without the context; None: no base."""
+        ...
+
+
+class ViewComparer:
+    """Answers examples in both views with one model."""
+
+    def __init__(
+        self,
+        renderer: ViewRenderer,
+        engine: RolloutEngine,
+        scorer: ViewScorer,
+        sampling: SamplingSpec,
+        max_tokens: int | None = None,
+    ) -> None:
+        """Compare with these parts.
+
+        Args:
+            renderer: makes the prompts.
+            engine: samples with the model.
+            scorer: scores with the same model.
+            sampling: how answers are decoded.
+            max_tokens: budget of a scoring pass in with-context tokens; None: one pass per context.
+        """
+        self.renderer, self.engine, self.scorer = renderer, engine, scorer
+        self.sampling, self.max_tokens = sampling, max_tokens
+
+    def compare(
+        self, examples: Sequence[Example], spec: ComparisonSpec, open_game: OpenGame, seed: int
+    ) -> list[ViewComparison]:
+        """Answer every example in both views, in order; the result is a function of the weights and the arguments.
+
+        Raises:
+            ValueError: if `spec.given` is of other items, or a conversation is longer than the models can read.
+        """
+        renderer = self.renderer if spec.context_slot is None else self.renderer.with_slot(spec.context_slot)
+        if spec.given is None:
+            without = self._answers(renderer, examples, spec.num_no_context, open_game, seed, "no_context")
+        else:
+            if [comparison.example.id for comparison in spec.given] != [example.id for example in examples]:
+                raise ValueError("ComparisonSpec.given holds other items than the examples; pass the same, in order.")
+            without = [list(comparison.no_context_episodes) for comparison in spec.given]
+        other_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        with_ = self._answers(renderer, examples, spec.num_with_context, open_game, other_seed, "with_context")
+        kls: Sequence[float | None] = [None] * len(examples)
+        if spec.with_kl:
+            if spec.given is None:
+                rollouts = [[turn.rollout for turn in episodes[0].turns] for episodes in without]
+            else:
+                pairs = zip(examples, without, strict=True)
+                rollouts = [with_other_context(renderer, example, episodes[0]) for example, episodes in pairs]
+            kls = token_means(self.scorer.view_divergences, rollouts, self.max_tokens)
+        return [compare_episodes(*parts) for parts in zip(examples, without, with_, kls, strict=True)]
+
+    def base_divergences(self, comparisons: Sequence[ViewComparison], base: PreTrainedModel) -> list[float]:
+        """See `KnowsItsBase`; `base` has the tokenizer of the model that answered."""
+
+        def divergences(rollouts: Sequence[Rollout], max_tokens: int | None) -> list[float]:
+            return self.scorer.base_divergences(rollouts, base, max_tokens)
+
+        rollouts = [[turn.rollout for turn in comparison.no_context_turns] for comparison in comparisons]
+        return token_means(divergences, rollouts, self.max_tokens)
+
+    def _answers(
+        self,
+        renderer: ViewRenderer,
+        examples: Sequence[Example],
+        num_samples: int,
+        open_game: OpenGame,
+        seed: int,
+        view: View,
+    ) -> list[list[Episode]]:
+        """Every example's episodes, as many as samples."""
+        repeated = [example for example in examples for _ in range(num_samples)]
+        games = [open_game(example) for example in repeated]
+        episodes = play_episodes(repeated, games, renderer, self.engine, self.sampling, seed, view)
+        return [episodes[start : start + num_samples] for start in range(0, len(episodes), num_samples)]
+
+
+def compare_episodes(
+    example: Example, no_context: Sequence[Episode], with_context: Sequence[Episode], kl: float | None
+) -> ViewComparison:
+    """Pair the two views' episodes of one example; its context may be another than the no-context episodes' own."""
+    assert {episode.example.id for episode in (*no_context, *with_context)} == {example.id}
     return ViewComparison(
-        example=no_context.example,
-        prompts=no_context.turns[0].prompts,
-        no_context=no_context.completion,
-        with_context=with_context.completion,
+        example=example,
+        prompts=with_context[0].turns[0].prompts,
+        no_context=no_context[0].completion,
+        with_context=with_context[0].completion,
         kl=kl,
-        no_context_turns=no_context.turns,
-        grade_no_context=no_context.grade,
-        grade_with_context=with_context.grade,
+        grade_no_context=no_context[0].grade,
+        grade_with_context=with_context[0].grade,
+        further_no_context=[Answer(episode.completion, episode.grade) for episode in no_context[1:]],
+        further_with_context=[Answer(episode.completion, episode.grade) for episode in with_context[1:]],
+        no_context_episodes=no_context,
     )
 
 
-def episode_divergences(scorer: ViewScorer, episodes: Sequence[Episode], max_tokens: int | None) -> list[float]:
-    """Mean per-token KL(q_x || q_c) of each episode in nats, over the tokens of all its turns."""
-    kls = iter(scorer.view_divergences([turn.rollout for turn in all_turns(episodes)], max_tokens))
+def with_other_context(renderer: ViewRenderer, example: Example, episode: Episode) -> list[Rollout]:
+    """The token ids that score every turn of an episode, with the context of `example` in place of the episode's."""
+    pairs = [renderer.render(example, episode.history[: 2 * number]) for number in range(len(episode.turns))]
+    return [replace(turn, prompts=pair).rollout for turn, pair in zip(episode.turns, pairs, strict=True)]
+
+
+def token_means(
+    divergences: Callable[[Sequence[Rollout], int | None], Sequence[float]],
+    rollouts: Sequence[Sequence[Rollout]],
+    max_tokens: int | None,
+) -> list[float]:
+    """Mean of a divergence over the tokens of all turns, for each episode."""
+    values = iter(divergences([turn for turns in rollouts for turn in turns], max_tokens))
     means = []
-    for episode in episodes:
-        lengths = [len(turn.completion.token_ids) for turn in episode.turns]
-        means.append(sum(next(kls) * length for length in lengths) / sum(lengths))
+    for turns in rollouts:
+        lengths = [len(turn.completion_ids) for turn in turns]
+        means.append(sum(next(values) * length for length in lengths) / sum(lengths))
     return means

@@ -21,7 +21,8 @@ student, the optimizer and moving averages; a frozen teacher is rebuilt from the
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -33,9 +34,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
-from datamodules.example import Example
-from lightning_modules.comparison import ViewComparison, compare_episodes, episode_divergences
-from lightning_modules.models import ModelSpec, check_plain_head, frozen_copy, load_model, load_tokenizer
+from datamodules.example import Environment, Example
+from lightning_modules.comparison import ComparisonSpec, ViewComparer, ViewComparison
+from lightning_modules.models import ModelSpec, check_plain_head, freeze, frozen_copy, load_model, load_tokenizer
 from lightning_modules.objective.consistency import (
     Consistency,
     TokenTerms,
@@ -182,6 +183,8 @@ class ContextDistillation(L.LightningModule):
             anchor=anchor,
             ema_anchor=self.ema_anchor,
         )
+        budget = self.max_tokens_per_micro_batch
+        self.comparer = ViewComparer(self.renderer, self.engine, self.scorer, self.evaluation, budget)
 
     def configure_optimizers(self) -> Any:
         """The student's optimizer, and the schedule that `training_step` advances once per optimizer step."""
@@ -233,9 +236,13 @@ class ContextDistillation(L.LightningModule):
         self, examples: Sequence[Example], sampling: SamplingSpec, seed: int, view: View = "no_context"
     ) -> list[Episode]:
         """Answer the questions, and play the games that the trainer's DataModule opens."""
-        open_game = getattr(getattr(self.trainer, "datamodule", None), "environment", lambda example: None)
-        environments = [open_game(example) for example in examples]
+        environments = [self._open_game(example) for example in examples]
         return play_episodes(examples, environments, self.renderer, self.engine, sampling, seed, view)
+
+    def _open_game(self, example: Example) -> Environment | None:
+        """The game of an example, as the trainer's DataModule opens it."""
+        open_game = getattr(getattr(self.trainer, "datamodule", None), "environment", None)
+        return None if open_game is None else cast(Environment | None, open_game(example))
 
     def coefficient(self, step: int) -> float:
         """Weight of the consistency term at optimizer step `step`, 0 for the variant ``none``."""
@@ -322,23 +329,31 @@ class ContextDistillation(L.LightningModule):
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
-    def compare_views(self, examples: Sequence[Example], *, with_kl: bool = True) -> list[ViewComparison]:
+    def compare_views(
+        self, examples: Sequence[Example], spec: ComparisonSpec = ComparisonSpec()
+    ) -> list[ViewComparison]:
         """Answer every example in both views; see `comparison.ComparesViews`."""
-        seed = self._step_seed(0)
-        no_context = self._play(examples, self.evaluation, seed, "no_context")
-        with_context = self._play(examples, self.evaluation, seed, "with_context")
-        kls: Sequence[float | None] = [None] * len(examples)
-        if with_kl:
-            kls = episode_divergences(self.scorer, no_context, self.max_tokens_per_micro_batch)
-        return [compare_episodes(*fields) for fields in zip(no_context, with_context, kls, strict=True)]
+        return self.comparer.compare(examples, spec, self._open_game, self._step_seed(0))
 
-    def validation_step(self, batch: list[Example], batch_idx: int) -> dict[str, list[ViewComparison]]:
-        """Both views' answers under "comparisons"; `RemovabilityCallback` grades and counts them."""
-        return {"comparisons": self.compare_views(batch)}
+    def base_divergences(self, comparisons: Sequence[ViewComparison]) -> list[float]:
+        """How far the no-context answers are from the initial student's; see `comparison.KnowsItsBase`."""
+        with self._initial_student() as base:
+            return self.comparer.base_divergences(comparisons, base)
 
-    def test_step(self, batch: list[Example], batch_idx: int) -> dict[str, list[ViewComparison]]:
+    @contextmanager
+    def _initial_student(self) -> Iterator[PreTrainedModel]:
+        """The frozen teacher, where it is that; else loaded again for as long as it is needed."""
+        if self.teacher_spec.kind == "frozen":
+            yield self.teacher.network(self.student)
+            return
+        base = freeze(load_model(self.student_spec))
+        yield cast(PreTrainedModel, cast(torch.nn.Module, base).to(self.device))
+
+    def validation_step(self, batch: list[Example], batch_idx: int) -> None:
+        """Nothing: `RemovabilityCallback` has the batch answered (`compare_views`), grades and counts."""
+
+    def test_step(self, batch: list[Example], batch_idx: int) -> None:
         """See `validation_step`."""
-        return {"comparisons": self.compare_views(batch)}
 
     def predict_step(self, batch: list[Example], batch_idx: int) -> list[dict[str, str]]:
         """Both views' answers as plain rows, ready for a file."""
@@ -349,7 +364,7 @@ class ContextDistillation(L.LightningModule):
                 "completion_no_context": comparison.no_context.text,
                 "completion_with_context": comparison.with_context.text,
             }
-            for comparison in self.compare_views(batch, with_kl=False)
+            for comparison in self.compare_views(batch, ComparisonSpec(with_kl=False))
         ]
 
     # ------------------------------------------------------------------------------------------------- checkpoints

@@ -34,7 +34,7 @@ class ViewScorer:
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: Teacher,
+        teacher: Teacher | None,
         *,
         vocab_size: int,
         pad_id: int,
@@ -46,7 +46,7 @@ class ViewScorer:
 
         Args:
             student: gets gradient.
-            teacher: gets none.
+            teacher: gets none; None: nothing is trained, the student's own views are compared.
             vocab_size: entries of the tokenizer; further columns of a head are padding and are cut off.
             pad_id: fills short rows.
             share_contexts: run a shared context once per micro-batch (not under gradient checkpointing).
@@ -75,17 +75,38 @@ class ViewScorer:
         views = ViewLogits(student_no_context, teacher_logits, student_with_context, anchor_logits)
         return objective(views, no_context.rows)
 
-    @torch.no_grad()
     def view_divergences(self, rollouts: Sequence[Rollout], max_tokens: int | None) -> list[float]:
         """Mean per-token KL(q_x || q_c) of each rollout in nats, over the full vocabulary at temperature 1."""
+        return self._mean_divergences(rollouts, max_tokens, lambda views: [(self.student, view) for view in views])
+
+    def base_divergences(
+        self, rollouts: Sequence[Rollout], base: PreTrainedModel, max_tokens: int | None
+    ) -> list[float]:
+        """Mean per-token KL(q_x || base's no-context view) of each rollout, as `view_divergences`."""
+        return self._mean_divergences(rollouts, max_tokens, lambda views: [(self.student, views[0]), (base, views[0])])
+
+    @torch.no_grad()
+    def _mean_divergences(
+        self,
+        rollouts: Sequence[Rollout],
+        max_tokens: int | None,
+        sides: Callable[[tuple[ViewBatch, ViewBatch]], list[tuple[PreTrainedModel, ViewBatch]]],
+    ) -> list[float]:
+        """Mean per-token KL(first || second) of the two sides that are made of both views of a micro-batch."""
         was_training = self.student.training
         self.student.train(False)
         means = [0.0] * len(rollouts)
         for members in plan_micro_batches(rollouts, max_tokens):
             views = self._views([rollouts[i] for i in members])
-            hidden = [completion_hidden_states(self.student, view) for view in views]
-            chunks = zip(*(torch.split(states, TOKENS_PER_KL_CHUNK) for states in hidden), strict=True)
-            kl_T = torch.cat([kl(*(self._log_probabilities(part) for part in pair)) for pair in chunks])
+            pair = sides(views)
+            hidden = [torch.split(completion_hidden_states(*side), TOKENS_PER_KL_CHUNK) for side in pair]
+            models = [model for model, _ in pair]
+            kl_T = torch.cat(
+                [
+                    kl(*(self._log_probabilities(model, part) for model, part in zip(models, parts, strict=True)))
+                    for parts in zip(*hidden, strict=True)
+                ]
+            )
             for row, index in enumerate(members):
                 means[index] = float(kl_T[views[0].rows == row].mean())
         self.student.train(was_training)
@@ -109,6 +130,7 @@ class ViewScorer:
 
     def _teacher_logits(self, view: ViewBatch) -> Tensor:
         """The teacher's logits (T, V); a frozen teacher's shared context is computed once for the whole run."""
+        assert self.teacher is not None
         model = self.teacher.network(self.student)
         known = None
         if len(view.prefix_ids) and not self.teacher.moves:
@@ -121,8 +143,9 @@ class ViewScorer:
                 assert self.ema_anchor is not None
                 return self._logits(self.ema_anchor, view)
             case "teacher":
+                assert self.teacher is not None
                 return self._logits(self.teacher.network(self.student), view)
         return None
 
-    def _log_probabilities(self, hidden_TH: Tensor) -> Tensor:
-        return head_logits(self.student, hidden_TH, self.vocab_size).float().log_softmax(-1)
+    def _log_probabilities(self, model: PreTrainedModel, hidden_TH: Tensor) -> Tensor:
+        return head_logits(model, hidden_TH, self.vocab_size).float().log_softmax(-1)

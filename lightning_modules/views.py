@@ -19,7 +19,7 @@ Nothing is ever truncated. Completions are appended as token ids, never re-token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
@@ -28,12 +28,14 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.example import Example, Message
 from lightning_modules.packing import common_prefix
 
+ContextSlot = Literal["system", "leading_turns", "user"]
+
 
 @dataclass(frozen=True)
 class ViewSpec:
     """How the two prompts of an example are rendered."""
 
-    context_slot: Literal["system", "leading_turns", "user"] = "system"
+    context_slot: ContextSlot = "system"
     """Where the privileged context goes in the with-context view."""
     system_message: str = "omit"
     """System message of both views: ``omit`` (none, not even the template's default), ``template`` or a text."""
@@ -85,6 +87,14 @@ class ViewRenderer:
         self.tokenizer, self.spec = tokenizer, spec
         self.max_positions, self.max_completion_length = max_positions, max_completion_length
         self._prefixes: dict[str | tuple[tuple[str, str], ...], list[int]] = {}
+
+    def with_slot(self, slot: ContextSlot) -> ViewRenderer:
+        """A renderer that differs in nothing but where the context goes."""
+        if slot == self.spec.context_slot:
+            return self
+        return ViewRenderer(
+            self.tokenizer, replace(self.spec, context_slot=slot), self.max_positions, self.max_completion_length
+        )
 
     def render(self, example: Example, history: Sequence[Message] = ()) -> PromptPair:
         """Both prompts of one example.

@@ -1,6 +1,6 @@
 """A LightningModule of your own, with our DataModule and our removability evaluation.
 
-The module needs one method beside its own training, `compare_views` (see
+Beside its own training the module needs `compare_views`, and to say how that decodes and where it stands (see
 `lightning_modules.comparison.ComparesViews`); it may answer with whatever it likes. Here: supervised fine-tuning
 without the context, and our transformers engine to decode.
 
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from callbacks.removability import RemovabilityCallback
 from datamodules import Example, GeographyDataModule
-from lightning_modules.comparison import ViewComparison
+from lightning_modules.comparison import ComparisonSpec, ViewComparison
 from lightning_modules.models import ModelSpec, load_model, load_tokenizer
 from lightning_modules.rollout.engine import SamplingSpec
 from lightning_modules.rollout.hf import HFRolloutEngine
@@ -28,6 +28,8 @@ from lightning_modules.views import ViewRenderer, ViewSpec
 
 class SupervisedFineTuning(L.LightningModule):
     """Learns the reference answers without the context."""
+
+    evaluation = SamplingSpec(max_completion_length=20, temperature=0.0)
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -56,12 +58,13 @@ class SupervisedFineTuning(L.LightningModule):
         """For `RemovabilityCallback`."""
         return self.trainer.global_step
 
-    def compare_views(self, examples: Sequence[Example], *, with_kl: bool = True) -> list[ViewComparison]:
-        """For `RemovabilityCallback`: greedy answers in both views."""
+    def compare_views(
+        self, examples: Sequence[Example], spec: ComparisonSpec = ComparisonSpec()
+    ) -> list[ViewComparison]:
+        """For `RemovabilityCallback`: one greedy answer in each view, whatever more `spec` offers to ask for."""
         pairs = [self.renderer.render(example) for example in examples]
-        greedy = SamplingSpec(20, temperature=0.0)
-        no_context = self.engine.generate([pair.no_context_ids for pair in pairs], greedy, seed=0)
-        with_context = self.engine.generate([pair.with_context_ids for pair in pairs], greedy, seed=0)
+        no_context = self.engine.generate([pair.no_context_ids for pair in pairs], self.evaluation, seed=0)
+        with_context = self.engine.generate([pair.with_context_ids for pair in pairs], self.evaluation, seed=0)
         fields = zip(examples, pairs, no_context, with_context, strict=True)
         return [ViewComparison(*comparison, kl=None) for comparison in fields]
 

@@ -1,0 +1,93 @@
+"""`EvaluatedModel`: a model that was trained elsewhere, answering in both views; no Trainer, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+
+from datamodules.example import Example
+from lightning_modules.comparison import ComparisonSpec, OpenGame, ViewComparer, ViewComparison
+from lightning_modules.models import (
+    ModelSpec,
+    check_plain_head,
+    check_same_tokenizer,
+    freeze,
+    load_model,
+    load_tokenizer,
+)
+from lightning_modules.rollout.engine import SamplingSpec
+from lightning_modules.rollout.hf import HFRolloutEngine
+from lightning_modules.scoring import ViewScorer
+from lightning_modules.views import ViewRenderer, ViewSpec
+
+
+class EvaluatedModel:
+    """Implements `comparison.ComparesViews` and `comparison.KnowsItsBase`."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        views: ViewSpec,
+        evaluation: SamplingSpec,
+        *,
+        base: ModelSpec | None = None,
+        open_game: OpenGame = lambda example: None,
+        device: torch.device | str = "cpu",
+        batch_size: int = 64,
+        max_tokens: int | None = None,
+        completed_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            spec: the model.
+            views: how its two prompts are rendered.
+            evaluation: how it decodes.
+            base: the model that training started from, with the same tokenizer; None: not to be compared with.
+            open_game: opens the game of an example: `ContextDataModule.environment`.
+            device: where the models run.
+            batch_size: prompts per call of generate.
+            max_tokens: budget of a scoring pass in with-context tokens; None: one pass per context.
+            completed_steps: optimizer steps behind the model, as far as known.
+            seed: of sampled answers.
+
+        Raises:
+            ValueError: if a model has a head that can't be scored, or `base` another tokenizer.
+            OSError: if a model or its tokenizer can't be loaded; the message says what to do.
+        """
+        self.evaluation, self.completed_steps = evaluation, completed_steps
+        self._open_game, self._seed = open_game, seed
+        tokenizer = load_tokenizer(spec)
+        model = _loaded(spec, device)
+        self._base: PreTrainedModel | None = None
+        if base is not None:
+            check_same_tokenizer(tokenizer, load_tokenizer(base), base.name)
+            self._base = _loaded(base, device)
+        positions = model.config.get_text_config().max_position_embeddings
+        self._comparer = ViewComparer(
+            ViewRenderer(tokenizer, views, positions, evaluation.max_completion_length),
+            HFRolloutEngine(model, tokenizer, batch_size),
+            ViewScorer(model, None, vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id),
+            evaluation,
+            max_tokens,
+        )
+
+    def compare_views(
+        self, examples: Sequence[Example], spec: ComparisonSpec = ComparisonSpec()
+    ) -> list[ViewComparison]:
+        """Answer every example in both views, in order."""
+        return self._comparer.compare(examples, spec, self._open_game, self._seed)
+
+    def base_divergences(self, comparisons: Sequence[ViewComparison]) -> list[float] | None:
+        """See `comparison.KnowsItsBase`."""
+        return None if self._base is None else self._comparer.base_divergences(comparisons, self._base)
+
+
+def _loaded(spec: ModelSpec, device: torch.device | str) -> PreTrainedModel:
+    model = load_model(spec)
+    check_plain_head(model, spec.name)
+    return cast(PreTrainedModel, cast(torch.nn.Module, freeze(model)).to(device))

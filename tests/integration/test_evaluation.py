@@ -1,0 +1,232 @@
+"""The paired evaluation with controls, samples and probes: during a fit, by `test`, and on a model from elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from callbacks.removability_files import read_records, read_summaries
+from callbacks.removability_metrics import summarise_groups
+from cli.main import main
+from tests.integration.conftest import Runs
+
+ROOT = Path(__file__).parents[2]
+CONTROLS = ("--removability.controls", '[{"kind": "irrelevant"}, {"kind": "wrong"}]')
+PROBES = ("--trainer.callbacks+=ProbeEvaluation",)
+
+
+def logged(run: Path) -> dict[str, list[float]]:
+    """Values of metrics.csv by name, in the order of rows."""
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+
+
+def test_controls_at_the_ends_of_a_fit(runs):
+    run = runs.fit("run", *CONTROLS, "--removability.at_start", "true", "--removability.every_n_steps", "1")
+    lines = read_summaries(run / "removability/summary.jsonl")
+    everywhere, ends = [0, 1, 2, 3], [0, 3]
+    by_context = {c: [line.step for line in lines if line.context == c] for c in ("original", "irrelevant", "wrong")}
+    assert by_context == {"original": everywhere, "irrelevant": ends, "wrong": ends}
+    for line in lines:
+        suffix = "" if line.context == "original" else f".{line.context}"
+        records = read_records(run / f"removability/step={line.step:06d}{suffix}.jsonl")
+        assert summarise_groups(records) == line.summaries
+    original, wrong = (read_records(run / f"removability/step=000003{s}.jsonl") for s in ("", ".wrong"))
+    assert [r.completion_no_context for r in original] == [r.completion_no_context for r in wrong]
+    assert [r.completion_with_context for r in original] != [r.completion_with_context for r in wrong]
+    metrics = logged(run)
+    assert len(metrics["removability/both_correct"]) == 4
+    assert metrics["controls/wrong/accuracy_with_context"] == [
+        line.summaries["all"].accuracy_with_context for line in lines if line.context == "wrong"
+    ]
+
+
+def test_sampled_decoding_has_a_noise_floor(runs):
+    run = runs.fit("run", "--model.evaluation.temperature", "1.0", "--model.evaluation.max_completion_length", "4",
+                   "--removability.num_samples", "3")  # fmt: skip
+    (line,) = read_summaries(run / "removability/summary.jsonl")
+    summary = line.summaries["all"]
+    assert (summary.num_samples_no_context, summary.num_samples_with_context) == (3, 3)
+    assert set(summary.pass_at_k_no_context) == {"1", "2"}
+    records = read_records(run / "removability/step=000003.jsonl")
+    assert all(len(record.further_no_context) == 2 for record in records)
+    assert summary.pass_at_k_no_context["1"] == pytest.approx(summary.mean_accuracy_no_context)
+
+
+def test_greedy_decoding_with_samples_is_refused(runs):
+    with pytest.raises(ValueError, match="decoding is greedy"):
+        runs.fit("run", "--removability.num_samples", "3")
+
+
+def test_probes_during_a_fit_and_after(runs):
+    run = runs.fit("run", *PROBES)
+    lines = read_summaries(run / "probes/summary.jsonl")
+    assert [(line.step, line.split) for line in lines] == [
+        (0, "following"), (0, "general"), (3, "following"), (3, "general")
+    ]  # fmt: skip
+    before, after = (line.summaries["all"] for line in lines if line.split == "general")
+    assert (before.num_items, after.num_items) == (60, 60)
+    assert before.mean_kl_to_base == pytest.approx(0.0, abs=1e-6)
+    assert after.mean_kl_to_base > 1e-6
+    assert set(lines[0].summaries) == {"all", "contrary_fact", "invented_fact", "order"}
+    metrics = logged(run)
+    assert metrics["forgetting/general/kl_to_base"] == pytest.approx([before.mean_kl_to_base, after.mean_kl_to_base])
+    assert len(metrics["following/rate"]) == len(metrics["following/order/rate_without"]) == 2
+    main(runs.args("test", "run", "--ckpt_path", "last", *PROBES))
+    again = read_summaries(run / "probes/summary.jsonl")[-1]
+    assert (again.step, again.split) == (3, "general")
+    assert again.summaries["all"].mean_kl_to_base == pytest.approx(after.mean_kl_to_base, rel=1e-5)
+
+
+def test_a_users_set_for_forgetting_and_a_taken_name(runs, tmp_path):
+    (tmp_path / "probes.yaml").write_text(
+        "trainer:\n  callbacks:\n    - class_path: ProbeEvaluation\n      init_args:\n        following: false\n"
+        "        general: false\n        at_start: false\n        max_items: 5\n        data:\n          NAME:\n"
+        "            class_path: GeographyDataModule\n"
+        "            init_args: {num_train: 60, num_val: 24, num_test: 24}\n".replace("NAME", "cities")
+    )
+    run = runs.fit("run", "--config", str(tmp_path / "probes.yaml"))
+    (line,) = read_summaries(run / "probes/summary.jsonl")
+    assert (line.step, line.split, line.summaries["all"].num_items) == (3, "cities", 5)
+    text = (tmp_path / "probes.yaml").read_text().replace("cities", "general")
+    (tmp_path / "taken.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"data has the names \['general'\], which are taken"):
+        runs.fit("taken", "--config", str(tmp_path / "taken.yaml"))
+
+
+def test_evaluations_leave_the_training_untouched(runs, weights_equal):
+    plain = runs.fit("plain")
+    probed = runs.fit("probed", *PROBES, *CONTROLS, "--removability.every_n_steps", "2",
+                      "--removability.controls_every_evaluation", "true")  # fmt: skip
+    lines = read_summaries(probed / "removability/summary.jsonl")
+    assert [(line.step, line.context) for line in lines if line.context != "wrong"] == [
+        (2, "original"), (2, "irrelevant"), (3, "original"), (3, "irrelevant")
+    ]  # fmt: skip
+    weights_equal(runs.weights(probed, 3), runs.weights(plain, 3))
+    assert [row["train/loss"] for row in runs.metrics(probed)] == [row["train/loss"] for row in runs.metrics(plain)]
+
+
+# ---- cli evaluate
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_config, tmp_path_factory):
+    """A finished run with its student as a Hugging Face folder, tested inside the run."""
+    runs = Runs(tmp_path_factory.mktemp("exported"), tiny_config)
+    run = runs.fit("run", "--trainer.callbacks+=HFExport")
+    main(runs.args("test", "run", "--ckpt_path", "last", *CONTROLS))
+    return run
+
+
+def evaluate(run: Path, output: Path, *args: str) -> Path:
+    main(["evaluate", "--config", str(run / "config.yaml"), "--output", str(output), "--device", "cpu",
+          "--model.name", str(run / "export"), "--following", "false", "--general", "false", *args])  # fmt: skip
+    return output
+
+
+def test_an_exported_model_gives_the_table_of_its_run(exported, tmp_path, tiny_model_dir, capsys):
+    output = evaluate(exported, tmp_path / "out", "--controls", CONTROLS[1], "--step", "3")
+    ours = read_summaries(output / "removability/summary.jsonl")
+    theirs = [line for line in read_summaries(exported / "removability/summary.jsonl") if line.split == "test"]
+    assert [line.context for line in ours] == ["original", "irrelevant", "wrong"]
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.step, one.split, one.context) == (other.step, other.split, other.context)
+        values, expected = (s.summaries["all"].to_dict() for s in (one, other))
+        assert values.pop("mean_kl") == pytest.approx(expected.pop("mean_kl"), rel=1e-4)
+        assert values == expected
+    for name in ("test-step=000003.jsonl", "test-step=000003.wrong.jsonl"):
+        ours, theirs = (read_records(folder / "removability" / name) for folder in (output, exported))
+        assert [(r.id, r.completion_no_context, r.completion_with_context) for r in ours] == [
+            (r.id, r.completion_no_context, r.completion_with_context) for r in theirs
+        ]
+    printed = capsys.readouterr().out
+    assert "irrelevant" in printed
+    assert not (output / "unfinished").exists()
+    main(["report", str(output), "--output", str(tmp_path / "report")])
+    with pytest.raises(SystemExit):
+        evaluate(exported, tmp_path / "out", "--controls", CONTROLS[1], "--step", "3")
+
+
+def test_evaluate_with_a_context_from_a_file_probes_and_a_base(exported, tmp_path, tiny_model_dir):
+    (tmp_path / "context.json").write_text(
+        json.dumps([{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "Asia"}])
+    )
+    output = evaluate(
+        exported, tmp_path / "out", "--context", str(tmp_path / "context.json"), "--max_items", "5",
+        "--general", "true", "--base.name", str(tiny_model_dir),
+    )  # fmt: skip
+    (line,) = read_summaries(output / "removability/summary.jsonl")
+    assert line.summaries["all"].num_items == 5
+    (general,) = read_summaries(output / "probes/summary.jsonl")
+    assert general.summaries["all"].mean_kl_to_base > 1e-6
+
+
+def test_a_killed_evaluation_continues(exported, tmp_path, monkeypatch):
+    whole = evaluate(exported, tmp_path / "whole", "--batch_size", "8")
+    from lightning_modules.evaluated_model import EvaluatedModel
+
+    own, calls = EvaluatedModel.compare_views, []
+
+    def killed_at_the_second_batch(self, examples, *spec):
+        calls.append(len(examples))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return own(self, examples, *spec)
+
+    monkeypatch.setattr(EvaluatedModel, "compare_views", killed_at_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(exported, tmp_path / "cut", "--batch_size", "8")
+    cut = evaluate(exported, tmp_path / "cut", "--batch_size", "8")
+    assert calls == [8, 8, 8, 8]  # the first batch is not answered again
+    names = "removability/test-step=000000.jsonl"
+    assert (cut / names).read_text() == (whole / names).read_text()
+    with pytest.raises(SystemExit):  # other settings do not continue it
+        evaluate(exported, tmp_path / "cut", "--batch_size", "8", "--split", "val")
+
+
+def test_evaluate_says_what_is_wrong(exported, tmp_path, capsys):
+    (tmp_path / "no_context.yaml").write_text(
+        (exported / "config.yaml").read_text().replace("context: geography_demonstrations", "context: null")
+    )
+    for args, message in (
+        (["--config", str(tmp_path / "no_context.yaml")], "No item of split 'test' has a privileged context"),
+        (["--model.name", str(tmp_path / "nowhere")], "nowhere"),
+        (["--context", "no_such_context"], "no_such_context"),
+        (["--evaluation.num_samples", "2"], "decoding is greedy"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate(exported, tmp_path / "out", *args)
+        assert message in capsys.readouterr().err
+
+
+def test_two_ranks_give_the_one_process_tables(runs):
+    args = ("--removability.max_items", "7", "--removability.every_n_steps", "1", "--trainer.max_steps", "1",
+            "--model.sampling.temperature", "0", *CONTROLS, *PROBES)  # fmt: skip
+    one = runs.fit("one", *args)
+    command = runs.args("fit", "two", *args, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = runs.root / "two"
+    for folder in ("removability", "probes"):
+        ours, theirs = (read_summaries(run / folder / "summary.jsonl") for run in (two, one))
+        assert [(line.step, line.split, line.context) for line in ours] == [
+            (line.step, line.split, line.context) for line in theirs
+        ]
+        assert [line.summaries["all"].num_items for line in ours] == [
+            line.summaries["all"].num_items for line in theirs
+        ]
+        files = sorted(path.name for path in (one / folder).glob("*step=*"))
+        assert sorted(path.name for path in (two / folder).glob("*step=*")) == files
+        for name in files:
+            ours, theirs = (read_records(run / folder / name) for run in (two, one))
+            assert [(r.id, r.completion_no_context, r.completion_with_context) for r in ours] == [
+                (r.id, r.completion_no_context, r.completion_with_context) for r in theirs
+            ]

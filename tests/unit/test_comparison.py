@@ -1,0 +1,146 @@
+"""Comparisons by a real tiny model: seeds, further samples, and another context over the same no-context answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from datamodules.example import Example
+from lightning_modules.comparison import ComparisonSpec
+from lightning_modules.evaluated_model import EvaluatedModel
+from lightning_modules.models import ModelSpec
+from lightning_modules.rollout.engine import SamplingSpec
+from lightning_modules.views import ViewSpec
+
+GREEDY, SAMPLED = SamplingSpec(10, temperature=0.0), SamplingSpec(10, temperature=1.0)
+
+
+def examples(context="Answer with the continent only.", count=4):
+    cities = ("Paris, France", "Nairobi, Kenya", "Lima, Peru", "Oslo")
+    return [
+        Example(f"item-{i}", ({"role": "user", "content": f"Which continent is {city} in?"},), context, "x")
+        for i, city in enumerate(cities[:count])
+    ]
+
+
+@pytest.fixture(scope="module")
+def load(tiny_model_dir):
+    def load(decoding=GREEDY, **options):
+        return EvaluatedModel(ModelSpec(str(tiny_model_dir)), ViewSpec(), decoding, **options)
+
+    return load
+
+
+def test_another_context_over_the_same_answers_equals_asking_afresh(load):
+    """The with-context answers and the KL are those of the new context; the no-context answers were only taken over."""
+    model = load()
+    first = model.compare_views(examples())
+    other = examples("Reply with one word: the name of the continent. Choose the correct option.")
+    for slot in (None, "user"):
+        afresh = model.compare_views(other, ComparisonSpec(context_slot=slot))
+        reused = model.compare_views(other, ComparisonSpec(context_slot=slot, given=first))
+        for one, two in zip(afresh, reused, strict=True):
+            assert one.no_context == two.no_context
+            assert one.with_context == two.with_context
+            assert two.kl == pytest.approx(one.kl, rel=1e-5)
+            assert two.prompts.with_context_text == one.prompts.with_context_text
+    assert any(one.with_context != two.with_context for one, two in zip(first, afresh, strict=True))
+    with pytest.raises(ValueError, match=r"holds other items than the examples"):
+        model.compare_views(other[:2], ComparisonSpec(given=first))
+
+
+def test_the_slot_moves_the_context_and_nothing_else(load):
+    system, user = (
+        load().compare_views(examples(count=1), ComparisonSpec(context_slot=slot))[0].prompts
+        for slot in ("system", "user")
+    )
+    assert system.no_context_text == user.no_context_text
+    assert "system\nAnswer with the continent only." in system.with_context_text
+    assert "user\nAnswer with the continent only.\n\nWhich" in user.with_context_text
+
+
+def test_views_that_agree_are_not_lucky_together(load):
+    """Without a context both prompts are the same; with one seed for both views, sampled answers would be too."""
+    alike = examples(context=None)
+    comparisons = load(SAMPLED).compare_views(alike)
+    assert any(c.no_context.token_ids != c.with_context.token_ids for c in comparisons)
+    assert load(SAMPLED).compare_views(alike) == comparisons  # and all of it is repeatable
+    for comparison in load().compare_views(alike):
+        assert comparison.no_context == comparison.with_context
+        assert comparison.kl == pytest.approx(0.0, abs=1e-6)
+
+
+def test_further_answers_are_drawn_independently(load):
+    comparisons = load(SAMPLED).compare_views(examples(), ComparisonSpec(num_no_context=3, num_with_context=2))
+    for comparison in comparisons:
+        texts = [comparison.no_context.text, *(answer.completion.text for answer in comparison.further_no_context)]
+        assert len(texts) == 3
+        assert len(set(texts)) > 1
+        assert len(comparison.further_with_context) == 1
+        assert len(comparison.no_context_episodes) == 3
+
+
+def test_divergence_from_the_base_equals_a_recount(load, tiny_model_dir, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    base.save_pretrained(tmp_path / "base")
+    for file in tiny_model_dir.iterdir():
+        if "token" in file.name or "template" in file.name:
+            (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
+    model = load(base=ModelSpec(str(tmp_path / "base")))
+    comparisons = model.compare_views(examples())
+    trained = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+    base.eval()
+    for comparison, measured in zip(comparisons, model.base_divergences(comparisons), strict=True):
+        prompt, completion = comparison.prompts.no_context_ids, comparison.no_context.token_ids
+        ids = torch.tensor([[*prompt, *completion]])
+        with torch.no_grad():
+            p, q = (m(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1) for m in (trained, base))
+        assert measured == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    assert load().base_divergences(comparisons) is None
+    itself = load(base=ModelSpec(str(tiny_model_dir)))
+    assert itself.base_divergences(comparisons) == pytest.approx([0.0] * 4, abs=1e-6)
+
+
+def test_a_base_of_another_tokenizer_is_refused(load, tiny_model_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another tokenizer"):
+        load(base=ModelSpec(str(tmp_path)))
+
+
+def test_games_are_scored_turn_by_turn_under_another_context(load):
+    class Countdown:
+        max_turns = 3
+
+        def __init__(self):
+            self.turns = 0
+
+        @property
+        def won(self):
+            return False
+
+        def step(self, completion):
+            from datamodules.example import TurnOutcome
+
+            self.turns += 1
+            return TurnOutcome(f"Turn {self.turns}.", False, True)
+
+    model = load(open_game=lambda example: Countdown())
+    first = model.compare_views(examples(count=2))
+    other = [replace(example, privileged_context="The answer is Asia.") for example in examples(count=2)]
+    afresh = model.compare_views(other)
+    reused = model.compare_views(other, ComparisonSpec(given=first))
+    assert [len(c.no_context_turns) for c in reused] == [3, 3]
+    for one, two in zip(afresh, reused, strict=True):
+        assert one.with_context == two.with_context
+        assert two.kl == pytest.approx(one.kl, rel=1e-5)
