@@ -21,6 +21,7 @@ from callbacks.paired_evaluation import ControlSpec, PairedEvaluation
 from callbacks.rank_records import gather_records
 from callbacks.removability_files import ORIGINAL, append_summary, drop_summaries_after, read_summaries, write_records
 from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummary, summarise_groups
+from callbacks.removability_wandb import log_items
 from datamodules.base import ContextDataModule
 from lightning_modules.comparison import ComparesViews
 
@@ -162,6 +163,8 @@ class RemovabilityCallback(Callback):
             prefix = f"{outer}removability/" if context == ORIGINAL else f"{outer}controls/{context}/"
             for logger in trainer.loggers:
                 logger.log_metrics(_named(summaries, prefix), step=step)
+            if trainer.is_global_zero and (step in (0, trainer.max_steps) or not trainer.training):
+                log_items(trainer.loggers, gathered, context, step)
         if trainer.is_global_zero and not trainer.training:
             for context, summaries in by_context.items():
                 for group, summary in summaries.items():

@@ -288,7 +288,13 @@ def test_wandb_offline_is_one_run_with_tables(runs, tmp_path, monkeypatch):
     wandb.finish()
     offline = list((tmp_path / "run").rglob("offline-run-*"))
     assert len([path for path in offline if path.is_dir()]) == 1
-    assert list((tmp_path / "run").rglob("*.table.json"))
+    tables = {
+        path.name.partition("_")[0]: json.loads(path.read_text()) for path in (tmp_path / "run").rglob("*.table.json")
+    }
+    assert set(tables) == {"rollouts", "items"}
+    outcome = tables["items"]["columns"].index("outcome")
+    assert len(tables["items"]["data"]) == 4
+    assert {row[outcome] for row in tables["items"]["data"]} <= {"harm", "help", "both", "neither"}
     assert (run / "rollouts.jsonl").exists()
 
 
