@@ -36,6 +36,7 @@ SCRIPTS = (
     "address.js",
     "list.js",
     "detail.js",
+    "hits.js",
     "state.js",
     "controls.js",
     "keys.js",

@@ -3,7 +3,7 @@
 const SEARCH_PAUSE_MS = 120; // after the last key: short enough to feel immediate, long enough not to search each letter
 
 function fillRuns() {
-  const labels = RUNS.map(({ label, method }) => (method === "unknown" ? label : `${label} (${method})`));
+  const labels = RUNS.map(({ label, method }) => (["unknown", label].includes(method) ? label : `${label} (${method})`));
   RUNS.forEach(({ label }, number) => {
     const empty = !EVALUATIONS.some((evaluation) => evaluation.run === number);
     controls.run.append(element("option", { value: label, disabled: empty }, labels[number]));

@@ -64,7 +64,7 @@ function markedNodes(tokens, marks, tag) {
     end = start + 1;
     while (end < tokens.length && marks[end] === marks[start]) end++;
     const text = tokens.slice(start, end).join("");
-    nodes.push(marks[start] ? element(tag, { class: /\n/.test(text) ? "line-break" : null }, text) : text);
+    nodes.push(marks[start] ? element(tag, { class: /^\s*\n\s*$/.test(text) ? "line-break" : null }, text) : text);
   }
   return nodes;
 }
@@ -153,34 +153,27 @@ function signed(value, digits) {
 
 /** The item's verdict in every evaluation on the page. */
 function elsewhere(row, shown, choice) {
-  const right = (yes) => element("td", {}, yes ? "✓ right" : "✗ wrong");
   const lines = EVALUATIONS.map((evaluation) => {
     const verdict = evaluation.verdicts[row.item];
     const here = evaluation === shown;
     const name = evaluationName(evaluation);
-    const cells =
-      verdict === NO_RECORD
-        ? [element("td", { colspan: 3, class: "empty" }, "does not hold this item")]
-        : [right("hb".includes(verdict)), right("pb".includes(verdict)), element("td", {}, badge(verdict))];
     const link = element("a", { href: addressOf(evaluation, choice, row.id) }, name);
     return element(
       "tr",
       { "aria-current": here ? "true" : null },
       element("td", {}, element("bdi", {}, evaluation.runLabel)),
       element("th", { scope: "row" }, here ? `${name} (on show)` : verdict === NO_RECORD ? name : link),
-      ...cells,
+      verdict === NO_RECORD
+        ? element("td", { class: "empty" }, "does not hold this item")
+        : element("td", {}, badge(verdict)),
     );
   });
-  const head = ["Run", "Evaluation", "Without", "With", "Verdict"];
+  const head = ["Run", "Evaluation", "Verdict"];
   return element(
-    "div",
+    "table",
     { class: "elsewhere" },
-    element(
-      "table",
-      {},
-      element("caption", {}, "This item in every evaluation on the page"),
-      element("thead", {}, element("tr", {}, ...head.map((title) => element("th", { scope: "col" }, title)))),
-      element("tbody", {}, ...lines),
-    ),
+    element("caption", {}, "This item in every evaluation on the page"),
+    element("thead", {}, element("tr", {}, ...head.map((title) => element("th", { scope: "col" }, title)))),
+    element("tbody", {}, ...lines),
   );
 }

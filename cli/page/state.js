@@ -90,6 +90,7 @@ function drawItem() {
   } else {
     drawItemOf(controls.item, row, { evaluation, choice, marked: controls.marked.checked });
   }
+  paintHits(controls.item, choice.q.toLowerCase());
   controls.item.scrollTop = 0;
   if (focused) controls.item.focus(); // a link inside it is gone
   const count = shown.visible.length.toLocaleString("en");

@@ -162,16 +162,24 @@ def test_search_reads_question_answer_both_completions_and_id(tab, tmp_path):
         record("three", completion_no_context="by the river"),
         record("four", completion_with_context="a\nriver"),
         record("river-five"),
-        record("six"),
+        record("six", completion_with_context="It is in Europe."),
     ]
     evaluate(tmp_path / "opd", records, 40)
     visit(tab, page_of(tmp_path, tmp_path / "opd"))
     tab.locator("#search").fill("River")
     expect(tab.locator("#status")).to_have_text("5 of 6 items: “River”")
     assert shown_ids(tab) == ["one", "two", "three", "four", "river-five"]
+    hits = "[...CSS.highlights.get('hits')].map((range) => range.toString())"
+    assert tab.evaluate(hits) == ["RIVER"]
     tab.locator("#search").fill("river b")
     expect(tab.locator("#status")).to_have_text("1 of 6 items: “river b”")
     assert shown_ids(tab) == ["two"]
+    tab.locator("#search").fill("it is in asia")  # marks of differing words cut through it
+    tab.locator("#list .row-id", has_text="six").click()
+    assert tab.evaluate(hits) == ["It is in Asia"]
+    tab.locator("#search").fill("")
+    expect(tab.locator("#status")).to_have_text("6 of 6 items")
+    assert tab.evaluate(hits) == []
 
 
 @needs_chromium
@@ -338,10 +346,12 @@ def test_a_deep_link_restores_what_was_shown(run, tab, tmp_path):
 def test_back_forward_and_an_address_edited_by_hand(run, tab, tmp_path):
     visit(tab, page_of(tmp_path, run))
     tab.keyboard.press("1")
+    tab.keyboard.press("j")
     tab.keyboard.press("2")
     expect(tab.locator("#status")).to_have_text("2 of 10 items: help")
     tab.go_back()
     expect(tab.locator("#status")).to_have_text("3 of 10 items: harm")
+    assert chosen_id(tab) == "city-4"  # the second of them, as it was left
     tab.go_forward()
     expect(tab.locator("#status")).to_have_text("2 of 10 items: help")
     tab.evaluate("location.hash = '#step=0&q=city-7'")
@@ -409,18 +419,20 @@ def test_half_a_surrogate_pair_reaches_the_page(tab, tmp_path):
 
 @needs_chromium
 def test_the_policy_stops_what_a_fault_would_let_through(run, browser, tmp_path):
+    path = page_of(tmp_path, run)
+    planted = "<script>ran = 1</script><img src='https://example.org/x.png' onerror='ran = 1'>"
+    path.write_text(path.read_text().replace("</body>", f"{planted}</body>"))
     tab = browser.new_page()  # not the fixture: here the browser is meant to complain
-    visit(tab, page_of(tmp_path, run))
-    results = tab.evaluate("""async () => {
-        const outcome = {};
-        const script = document.createElement("script");
-        try { script.textContent = "window.ran = true"; document.body.append(script); } catch { outcome.barred = true }
-        outcome.ran = window.ran === true;
-        try { document.body.innerHTML += "<p>"; outcome.html = true; } catch { outcome.html = false; }
-        return outcome;
-    }""")
+    failures = []
+    tab.on("requestfailed", lambda request: failures.append((request.url, request.failure)))
+    visit(tab, path)
+    html_refused = """() => {
+        try { document.body.innerHTML += "<p>"; return false; } catch { return true; }
+    }"""
+    assert tab.evaluate(html_refused)
+    assert tab.evaluate("typeof ran") == "undefined"
+    assert failures == [("https://example.org/x.png", "csp")]  # before it left the browser
     tab.close()
-    assert results == {"barred": True, "ran": False, "html": False}
 
 
 @needs_chromium
@@ -489,9 +501,10 @@ def test_text_has_enough_contrast_in_both_schemes(scheme, run, tab, tmp_path):
 @pytest.mark.parametrize("width", [390, 800, 1400])
 def test_nothing_is_wider_than_the_window_and_nothing_jumps(width, tab, tmp_path):
     long = [replace(record(f"city-{n}-" + "x" * 90, "harm"), completion_with_context="y" * 500) for n in range(40)]
-    evaluate(tmp_path / "opd", [*long, *TEN], 40)
+    run = tmp_path / ("opd-" + "z" * 90)
+    evaluate(run, [*long, *TEN], 40)
     tab.set_viewport_size({"width": width, "height": 844})
-    visit(tab, page_of(tmp_path, tmp_path / "opd"))
+    visit(tab, page_of(tmp_path, run))
     places = []
     for key in ("End", "Home", "4", "0"):
         tab.keyboard.press(key)
@@ -535,9 +548,9 @@ def test_an_item_is_followed_through_runs_and_steps_and_missing_ones_are_said(ru
     expect(tab.locator("#notes")).to_contain_text("1 items have the id of another one")
     cells = [row.inner_text().split("\t") for row in tab.locator(".elsewhere tbody tr").all()]
     assert [[cell.strip() for cell in row] for row in cells] == [
-        ["opd", "step 0", "✗ wrong", "✗ wrong", "✗✗ Neither"],
-        ["opd", "step 40 (on show)", "✓ right", "✗ wrong", "✓✗ Harm"],
-        ["nca", "step 40", "✓ right", "✗ wrong", "✓✗ Harm"],
+        ["opd", "step 0", "✗✗ Neither"],
+        ["opd", "step 40 (on show)", "✓✗ Harm"],
+        ["nca", "step 40", "✓✗ Harm"],
     ]
     tab.locator(".elsewhere").get_by_role("link", name="step 0").click()
     expect(tab.locator("#evaluation option:checked")).to_have_text("step 0")
@@ -575,7 +588,7 @@ def test_a_page_without_any_items_says_so(tab, tmp_path):
 @needs_chromium
 def test_a_broken_or_incomplete_file_of_records_is_left_out_and_named(run, tab, tmp_path):
     broken = evaluate(tmp_path / "nca", TEN, 0)
-    broken.write_text(broken.read_text().replace('"id"', '"idea"', 1))
+    broken.write_text(broken.read_text().replace('"id"', '"</script><script>alert(1)</script>"', 1))
     half = evaluate(tmp_path / "nca", TEN, 40)
     half.write_bytes(half.read_bytes()[:-20])
     (tmp_path / "nca/removability/test-step=000040.jsonl").touch()
@@ -587,6 +600,7 @@ def test_a_broken_or_incomplete_file_of_records_is_left_out_and_named(run, tab, 
     visit(tab, page, "#run=nca")
     notes = tab.locator("#notes")
     expect(notes).to_contain_text("nca, step 0 is not shown.")
+    expect(notes).to_contain_text("found ['</script><script>alert(1)</script>',")
     expect(notes).to_contain_text("nca, step 40: 9 items, but summary.jsonl counts 10.")
     expect(notes).to_contain_text("nca, step 40, test is not shown:")
     expect(tab.locator("#status")).to_have_text("9 of 9 items")
