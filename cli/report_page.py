@@ -201,10 +201,15 @@ def _first_sample(record: PairedRecord, view: str) -> GradedSample:
 def _differences(data: PageData) -> list[str]:
     """Say where the evaluations on the page do not hold the same items."""
     problems = []
-    num_everywhere = len(set.intersection(*map(set, data.verdicts))) if data.verdicts else 0
-    if num_everywhere < len(data.items):
-        counts = f"of {len(data.items)} items, {num_everywhere} are in all of them"
-        problems.append(f"The evaluations are NOT of the same items: {counts}.")
+    by_split: dict[str | None, list[set[int]]] = {}  # a test's items are others than the fit's, as they should be
+    for evaluation, verdicts in zip(data.evaluations, data.verdicts, strict=True):
+        by_split.setdefault(evaluation["split"], []).append(set(verdicts))
+    for split, items in by_split.items():
+        num_items, num_everywhere = len(set.union(*items)), len(set.intersection(*items))
+        if num_everywhere < num_items:
+            name = f"evaluations on {split}" if split else "fits' evaluations"
+            counts = f"of {num_items} items, {num_everywhere} are in all of them"
+            problems.append(f"The {name} are NOT of the same items: {counts}.")
     num_shared_ids = len(data.items) - len({id_ for id_, *_ in data.items})
     if num_shared_ids:
         problems.append(

@@ -544,7 +544,9 @@ def test_an_item_is_followed_through_runs_and_steps_and_missing_ones_are_said(ru
     evaluate(tmp_path / "nca", other, 40)
     page = page_of(tmp_path, run, tmp_path / "nca")
     visit(tab, page, "#run=opd&step=40&item=city-4")
-    expect(tab.locator("#notes")).to_contain_text("NOT of the same items: of 11 items, 4 are in all of them")
+    expect(tab.locator("#notes")).to_contain_text(
+        "The fits' evaluations are NOT of the same items: of 11 items, 4 are in all of them."
+    )
     expect(tab.locator("#notes")).to_contain_text("1 items have the id of another one")
     cells = [row.inner_text().split("\t") for row in tab.locator(".elsewhere tbody tr").all()]
     assert [[cell.strip() for cell in row] for row in cells] == [
@@ -566,6 +568,7 @@ def test_tests_and_controls_stand_in_the_selector_and_steps_between_are_left_out
     evaluate(run, TEN, 40, context="irrelevant")
     evaluate(run, TEN[:4], 40, "test", "wrong")
     visit(tab, page_of(tmp_path, run))
+    expect(tab.locator("#notes")).not_to_contain_text("NOT of the same items")  # a test has items of its own
     names = ["step 0", "step 40", "step 40, control irrelevant", "step 40, test", "step 40, test, control wrong"]
     assert tab.locator("#evaluation option").all_inner_texts() == names
     expect(tab.locator("#evaluation option:checked")).to_have_text("step 40")
