@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.report_figure import draw_removability
+from cli.report_page import write_page
 from cli.report_runs import read_runs
 from cli.report_tables import print_tables, to_csv, to_markdown
 
@@ -22,15 +23,18 @@ class ReportPaths:
     """Tables with the last step apart, over all items and per group; shows the PNG."""
     csv: Path
     """Every number: one row per run, evaluation and group."""
+    page: Path
+    """Every item with both completions, to browse; needs no network."""
 
 
-def report(runs: Sequence[Path], output: Path) -> ReportPaths:
+def report(runs: Sequence[Path], output: Path, all_steps: bool = False) -> ReportPaths:
     """Compare runs and print the tables. A run may still be going on; the report shows its evaluations so far.
 
     Args:
         runs: run folders, in the order of the legend. Each needs removability/summary.jsonl; config.yaml is optional
             and names the method.
         output: folder of the report; it is created, an earlier report in it is overwritten.
+        all_steps: the page holds the items of every evaluation; False: of each run's first and last one.
 
     Raises:
         FileNotFoundError: if a run folder or its summary.jsonl is missing.
@@ -39,10 +43,11 @@ def report(runs: Sequence[Path], output: Path) -> ReportPaths:
     """
     histories = read_runs(runs)
     output.mkdir(parents=True, exist_ok=True)
-    paths = ReportPaths(*(output / f"removability.{suffix}" for suffix in ("png", "svg", "md", "csv")))
+    paths = ReportPaths(*(output / f"removability.{suffix}" for suffix in ("png", "svg", "md", "csv", "html")))
     draw_removability(histories, [paths.png, paths.svg])
     paths.markdown.write_text(to_markdown(histories, figure=paths.png.name), encoding="utf-8")
     paths.csv.write_text(to_csv(histories), encoding="utf-8")
+    write_page(histories, paths.page, all_steps)
     print_tables(histories)
     return paths
 
@@ -60,10 +65,15 @@ def report_cli(args: Sequence[str]) -> int:
     parser.add_argument(
         "--output", metavar="DIR", type=Path, default=Path("report"), help="folder to write (default: %(default)s)"
     )
+    parser.add_argument(
+        "--all-steps",
+        action="store_true",
+        help="put the items of every evaluation into the page, not the first and last",
+    )
     options = parser.parse_args(args)
     try:
-        paths = report(options.runs, options.output)
+        paths = report(options.runs, options.output, options.all_steps)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"Written: {paths.png}, {paths.svg}, {paths.markdown}, {paths.csv}")
+    print(f"Written: {paths.png}, {paths.svg}, {paths.markdown}, {paths.csv}, {paths.page}")
     return 0

@@ -40,6 +40,8 @@ def test_the_wheel_holds_everything(wheel):
     assert contexts <= names
     texts = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_modules").rglob("*.txt")}
     assert texts <= names
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "cli/page").iterdir()}
+    assert {"cli/page/page.html", "cli/page/page.css", "cli/page/main.js"} <= page <= names
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
     assert "context-returns = cli.main:console" in zipfile.ZipFile(wheel).read(scripts).decode()
 

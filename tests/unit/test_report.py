@@ -68,6 +68,7 @@ def test_writes_a_figure_in_two_formats_and_two_tables(runs, tmp_path, capsys):
     paths = report(runs, tmp_path / "new" / "report")
     assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == [
         "removability.csv",
+        "removability.html",
         "removability.md",
         "removability.png",
         "removability.svg",
