@@ -28,7 +28,7 @@ DIFFERENCE_LEGEND = (
     "Differences: method minus baseline, in points (KL: nats). [low, high]: 95 %, with one seed over items (paired "
     "bootstrap), with more over the seeds' paired differences (Student's t).",
     "*: significant at 5 % over items and, with several seeds, over seeds too, after Holm's correction for the table's "
-    "tests of without, with, both and harm. †: before the correction only.",
+    "tests of without, with, both and harm. †: before the correction only. A dash: not compared, or withheld in one.",
 )
 
 

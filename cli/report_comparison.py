@@ -72,17 +72,19 @@ def _one_per_seed(runs: Sequence[Run], notes: list[str]) -> list[Run]:
 
 
 def _method_result(name: str, runs: Sequence[Run], split: str, num_items: int, notes: list[str]) -> MethodResult:
-    by_run = [lines_by_step(run, split, num_items) for run in runs]
-    counts = Counter(step for lines in by_run for step in lines)
-    step = max(counts, key=lambda step: (counts[step], step))
+    """The method at the latest step that most of its runs have; what that leaves out is said."""
+    by_run = {run.label: lines_by_step(run, split, num_items) for run in runs}
+    counts = Counter(step for lines in by_run.values() for step in lines)
+    of_most = [step for step, count in counts.items() if 2 * count > len(runs)]
+    step = max(of_most) if of_most else max(counts)
+    kept = [run for run in runs if step in by_run[run.label]]
     if step < max(counts):
-        behind = ", ".join(run.label for run, lines in zip(runs, by_run, strict=True) if max(lines) <= step)
-        notes.append(f"{name} is taken at step {step}, the latest that its seeds share: {behind} goes no further yet.")
-    at_step = [(run, lines[step]) for run, lines in zip(runs, by_run, strict=True) if step in lines]
-    if len(at_step) < len(runs):
-        left = sorted({run.label for run in runs} - {run.label for run, _ in at_step})
-        notes.append(f"{name}: {', '.join(left)} has no evaluation at step {step} and is left out.")
-    if partly := sorted(other for other, count in counts.items() if count < len(runs) and other < step):
-        listed = ", ".join(map(str, partly))
+        ahead = ", ".join(label for label, lines in by_run.items() if max(lines) > step)
+        notes.append(f"{name} is taken at step {step}, the latest that most of its seeds have; {ahead} goes further.")
+    if len(kept) < len(runs):
+        left = ", ".join(run.label for run in runs if run not in kept)
+        notes.append(f"{name}: {left} has no evaluation at step {step} and is left out.")
+    partly = sorted(other for other in counts if 0 < sum(other in by_run[run.label] for run in kept) < len(kept))
+    if listed := ", ".join(str(other) for other in partly if other < step):
         notes.append(f"{name}: step {listed} is missing in some of its seeds and is left out of its curve.")
-    return MethodResult(name, tuple(run for run, _ in at_step), step, tuple(line for _, line in at_step))
+    return MethodResult(name, tuple(kept), step, tuple(by_run[run.label][step] for run in kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -44,10 +45,13 @@ class RecordReader:
         key = (run.label, line.step, *series(line))
         if key not in self._known:
             try:
-                self._known[key] = records_of(run, line)
+                with warnings.catch_warnings(record=True) as caught:  # half-written lines
+                    warnings.simplefilter("always")
+                    self._known[key] = records_of(run, line)
             except (ValueError, OSError) as error:
                 self._notes.append(f"{str(error).rstrip('.')}.")
                 self._known[key] = None
+            self._notes += [str(warning.message) for warning in caught]
         return self._known[key]
 
 
@@ -123,10 +127,12 @@ def _differences(
             labels = f"{found[0][0].label} and {found[0][2].label}"
             notes.append(f"{labels} are not compared. {error}")
             return {}
+    # A single pair may have no seed, or two: any name will do for it.
+    seeds = [pair[0].config.seed or 0 for pair in found]
     differences = {}
     for name in COMPARED:
-        before = {number: getattr(pair[1].summaries[ALL], name) for number, pair in enumerate(found)}
-        after = {number: getattr(pair[3].summaries[ALL], name) for number, pair in enumerate(found)}
+        before = {seed: getattr(pair[1].summaries[ALL], name) for seed, pair in zip(seeds, found, strict=True)}
+        after = {seed: getattr(pair[3].summaries[ALL], name) for seed, pair in zip(seeds, found, strict=True)}
         by_seed = seed_difference(before, after)
         if by_seed is not None:
             differences[name] = MetricDifference(by_seed.mean, by_seed, items.get(name))

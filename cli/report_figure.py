@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import matplotlib
@@ -70,7 +71,10 @@ def _draw_harm(axes: Axes, curve: Curve) -> None:
     colour, marker = look(curve.number)
     # clip_on: whole markers at harm 0
     axes.plot(curve.steps, curve.points("harm", 100), color=colour, marker=marker, linestyle="-", clip_on=False)
-    axes.fill_between(curve.steps, *curve.band("harm", 100), color=colour, **BAND)
+    low, high = curve.band("harm", 100)
+    axes.fill_between(curve.steps, low, high, color=colour, **BAND)
+    # A point between two withheld ones has no band beside it.
+    axes.vlines(curve.steps, low, high, color=colour, alpha=0.3, linewidth=1.0)
 
 
 def _finish_steps(axes: Axes) -> None:
@@ -92,9 +96,10 @@ def _finish_harm(axes: Axes, curves: Sequence[Curve]) -> None:
     _finish_steps(axes)
     harms = [summary.harm for curve in curves for at_step in curve.summaries for summary in at_step]
     num_withheld = sum(harm is None for harm in harms)
-    # From 0, and never so close that one flipped item looks like an effect. Wide bands may leave the panel.
-    highest = max((harm for harm in harms if harm is not None), default=0.0)
-    axes.set_ylim(0, min(100.0, max(5.0, 130 * highest)))
+    # From 0, and never so close that one flipped item looks like an effect.
+    tops = [112 * harm for harm in harms if harm is not None]
+    tops += [1.12 * top for curve in curves for top in curve.band("harm", 100)[1] if not math.isnan(top)]
+    axes.set_ylim(0, min(100.0, max([5.0, *tops])))
     if num_withheld:
         axes.text(
             0.98,

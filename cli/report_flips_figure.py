@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -14,12 +15,15 @@ from callbacks.removability_metrics import ALL
 from cli.report_curves import Curve
 from cli.report_methods import Comparison
 from cli.report_runs import Run
-from cli.report_style import GREY, STYLE, WIDTH, literally
+from cli.report_style import GREY, STYLE, literally
 
-NUM_COLUMNS = 4
-PANEL_HEIGHT = 2.2
-"""Inches: a square and its title."""
-TITLE_CHARACTERS = 30
+MOST_COLUMNS = 4
+PANEL_WIDTH = 2.15
+PANEL_HEIGHT = 2.5
+"""Inches: a square with its labels, and two lines of title."""
+LINE_HEIGHT = 0.15
+"""Inches of every further line."""
+TITLE_CHARACTERS = 28
 
 # Okabe and Ito's vermilion for what the context breaks, bluish green for what it mends.
 CELLS = (("both right", "#0072B2"), ("harmed", "#D55E00"), ("helped", "#009E73"), ("both wrong", "#555555"))
@@ -33,13 +37,16 @@ def draw_flips(settings: Sequence[tuple[Comparison, Sequence[Curve]]]) -> Figure
         for curve in curves
         for run, line in zip(curve.method.runs, curve.method.lines, strict=True)
     ]
-    num_rows = -(-len(panels) // NUM_COLUMNS)
+    num_columns = min(MOST_COLUMNS, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    num_lines = max(_wrapped(run.label).count("\n") for run, _ in panels)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(WIDTH, PANEL_HEIGHT * num_rows + 0.2), layout="constrained")
-        grid = figure.subplots(num_rows, NUM_COLUMNS, squeeze=False).flat
+        size = (PANEL_WIDTH * num_columns, (PANEL_HEIGHT + LINE_HEIGHT * num_lines) * num_rows)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
         for axes, (run, line) in zip(grid, panels, strict=False):
             _draw_matrix(axes, run, line)
-        for axes in list(grid)[len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
     return figure
 
@@ -52,7 +59,7 @@ def _draw_matrix(axes: Axes, run: Run, line: SummaryLine) -> None:
         row, column = divmod(number, 2)
         share = count / summary.num_items
         # Mixed with white, so that text stays readable in black and files need no transparency.
-        strength = 0.08 + 0.5 * share
+        strength = 0.15 + 0.5 * share
         face = tuple(1 - strength * (1 - channel) for channel in to_rgb(colour))
         axes.add_patch(
             matplotlib.patches.Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=2)
@@ -68,5 +75,8 @@ def _draw_matrix(axes: Axes, run: Run, line: SummaryLine) -> None:
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    label = run.label if len(run.label) <= TITLE_CHARACTERS else "..." + run.label[3 - TITLE_CHARACTERS :]
-    axes.set_title(literally(f"{label}\nstep {line.step}, {line.split}"), fontsize=8)
+    axes.set_title(literally(f"{_wrapped(run.label)}\nstep {line.step}, {line.split}"), fontsize=8)
+
+
+def _wrapped(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, TITLE_CHARACTERS))

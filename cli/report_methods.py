@@ -52,7 +52,7 @@ class MethodResult:
     runs: tuple[Run, ...]
     """One per seed."""
     step: int
-    """The latest of the steps that most of the runs were evaluated at."""
+    """The latest that most of the method's runs have; runs without it are left out."""
     lines: tuple[SummaryLine, ...]
     """The evaluation of each run at `step`, in the order of `runs`."""
     above_noise: BootstrapEstimate | None = None

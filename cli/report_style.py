@@ -83,6 +83,8 @@ def figure_of_settings(
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Save `figure` in every one of `FORMATS`; return the paths. Without a date the same numbers give the same file."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in FORMATS]
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: the engine would do so again for every format
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with matplotlib.rc_context(STYLE):
         for path, suffix in zip(paths, FORMATS, strict=True):

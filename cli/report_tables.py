@@ -23,7 +23,7 @@ from cli.report_cells import (
     regime_cell,
 )
 from cli.report_methods import Comparison, MethodResult, control_lines, values_of
-from cli.report_paper import paper_table
+from cli.report_paper import average_table, paper_table
 from cli.report_runs import Run, comparison_notes
 from cli.report_table import NOT_SHOWN, Table, latex_table, markdown_list, markdown_table, rich_table
 
@@ -75,7 +75,7 @@ def setting_table(comparison: Comparison) -> Table:
                 *(*f1, regime_cell(method.summaries)),
             ]
         )
-    return Table(_title(comparison), header, rows, TEXT_COLUMNS).without_empty_columns()
+    return Table("Methods", header, rows, TEXT_COLUMNS, comparison.notes).without_empty_columns()
 
 
 def difference_table(comparison: Comparison) -> Table | None:
@@ -95,8 +95,8 @@ def difference_table(comparison: Comparison) -> Table | None:
         ]
         for method in compared
     ]
-    title = f"Differences to distillation alone: {_title(comparison)}"
-    return Table(title, [*header, "Δ inflation", "Δ KL"], rows, TEXT_COLUMNS).without_empty_columns()
+    header += ["Δ inflation", "Δ KL"]
+    return Table("Differences to distillation alone", header, rows, TEXT_COLUMNS)
 
 
 def control_table(comparison: Comparison) -> Table | None:
@@ -121,7 +121,7 @@ def control_table(comparison: Comparison) -> Table | None:
                     over_seeds(values_of(variant, "mean_length_with_context"), scale=1.0),
                 ]
             )
-    return Table(f"Other contexts in its place: {_title(comparison)}", header, rows, TEXT_COLUMNS) if rows else None
+    return Table("Other contexts in its place", header, rows, TEXT_COLUMNS) if rows else None
 
 
 def evaluation_table(runs: Sequence[Run]) -> Table:
@@ -160,7 +160,10 @@ def to_markdown(runs: Sequence[Run], comparisons: Sequence[Comparison], figures:
         parts.append(f"## {_title(comparison)}")
         for table in _tables(comparison):
             parts += [f"### {table.title}", markdown_table(table), markdown_list(table.notes)]
-    parts += [markdown_list([*LEGEND, *STATISTICS_LEGEND, *_detail_legend(comparisons)])]
+    if _papers(comparisons):
+        average = average_table()
+        parts += [f"## {average.title}", markdown_table(average), markdown_list(average.notes)]
+    parts += ["## What the columns mean", markdown_list([*LEGEND, *STATISTICS_LEGEND, *_detail_legend(comparisons)])]
     evaluations, last = evaluation_table(runs), last_step_table(runs)
     parts += [f"## {evaluations.title}", markdown_table(evaluations), markdown_list(comparison_notes(runs))]
     parts += [f"## {last.title}", markdown_table(last)]
@@ -169,9 +172,14 @@ def to_markdown(runs: Sequence[Run], comparisons: Sequence[Comparison], figures:
 
 def to_latex(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     r"""Return the tables of the settings, to be ``\input`` into a document that loads booktabs."""
-    tables = [table for comparison in comparisons for table in _tables(comparison)]
+    tables = [
+        replace(table, title=f"{table.title}: {_title(comparison)}")
+        for comparison in comparisons
+        for table in _tables(comparison)
+    ]
+    tables += [last_step_table(runs), *([average_table()] if _papers(comparisons) else [])]
     head = r"% Needs \usepackage{booktabs}. What the columns mean: removability.md."
-    return "\n\n".join([head, *(latex_table(table) for table in tables), latex_table(last_step_table(runs))]) + "\n"
+    return "\n\n".join([head, *(latex_table(table) for table in tables)]) + "\n"
 
 
 def print_tables(runs: Sequence[Run], comparisons: Sequence[Comparison], console: Console | None = None) -> None:
@@ -202,7 +210,9 @@ def print_tables(runs: Sequence[Run], comparisons: Sequence[Comparison], console
 
 def short_table(comparison: Comparison) -> Table:
     """A terminal's worth: accuracies, harm, regime, and the two differences that the method is about."""
-    header = ["method", "seeds", "step", "without", "with", "harm (n/N)", "regime", "Δ both", "Δ harm"]
+    header = ["method", "seeds", "step", "without", "with", "harm (n/N)", "regime"]
+    names = ("both_correct", "harm") if any(method.differences for method in comparison.methods) else ()
+    header += ["Δ both", "Δ harm"][: len(names)]
     rows = []
     for method in comparison.methods:
         views = [over_seeds(values_of(method, name)) for name in ("accuracy_no_context", "accuracy_with_context")]
@@ -211,17 +221,21 @@ def short_table(comparison: Comparison) -> Table:
                 *(method.name, str(len(method.runs)), str(method.step), *views),
                 rate_cell(method, "harm", counted=True),
                 regime_cell(method.summaries),
-                *(difference_cell(method.differences.get(name)) for name in ("both_correct", "harm")),
+                *(difference_cell(method.differences.get(name)) for name in names),
             ]
         )
-    return Table(_title(comparison), header, rows, TEXT_COLUMNS).without_empty_columns()
+    return Table(_title(comparison), header, rows, TEXT_COLUMNS)
 
 
 def _tables(comparison: Comparison) -> list[Table]:
     """Every table of a setting, the notes below the first."""
-    first = replace(setting_table(comparison), notes=comparison.notes)
     others = (difference_table(comparison), control_table(comparison), paper_table(comparison.setting))
-    return [first, *(table for table in others if table is not None)]
+    return [setting_table(comparison), *(table for table in others if table is not None)]
+
+
+def _papers(comparisons: Sequence[Comparison]) -> bool:
+    """Whether a paper printed a number for any of the settings."""
+    return any(paper_table(comparison.setting) is not None for comparison in comparisons)
 
 
 def _detail_legend(comparisons: Sequence[Comparison]) -> list[str]:
