@@ -431,7 +431,10 @@ def test_the_papers_numbers_stand_apart_where_they_printed_some(tmp_path, settin
 
 
 def test_latex_is_escaped_and_every_environment_and_row_is_closed(tmp_path):
-    folders, _ = write_seeds(tmp_path / "50% & $x_y^2$ #{1}~\\[z]", seeds=(3,))
+    folders = [
+        write_run(tmp_path / "[50% & $x_y^2$ #{1}~\\<|>", records_by_step(1, 0.2), config_of("none", 3)),
+        write_run(tmp_path / "nca", records_by_step(2, 0.1), config_of("no_context_anchor", 3)),
+    ]
     for folder in folders:
         write_run(folder, {20: records_by_step(5, 0.5)[20]}, context="irrelevant")
     runs = read_runs(folders)
@@ -446,6 +449,7 @@ def test_latex_is_escaped_and_every_environment_and_row_is_closed(tmp_path):
         for row in rows:
             assert row.replace(r"\&", "").count("&") == len(columns) - 1
             assert not row.startswith("[")
+    assert r"{}[50\% \& \$x\_y\textasciicircum{}2\$ \#\{1\}\textasciitilde{}\textbackslash{}" in latex
     bare = latex.replace(r"\\", "").replace(r"\textbackslash{}", "")
     for sign in "&%$#_{}":
         bare = bare.replace("\\" + sign, "")
