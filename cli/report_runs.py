@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from callbacks.removability_files import SummaryLine, read_summaries
-from callbacks.removability_metrics import ALL
+from callbacks.removability_files import ORIGINAL, SummaryLine, read_records, read_summaries
+from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummary, summarise
+from cli.report_config import RunConfig, read_config
 
 Series = tuple[str, int]
 """Split and number of items: evaluations that share both can be joined by a line."""
@@ -23,23 +23,30 @@ class Run:
     label: str
     """The folder's name, with parent folders where another run has the same name."""
     folder: Path
-    consistency: str | None
-    """`model.consistency` of config.yaml; None: not known."""
-    consistency_coef: float | None
-    """`model.consistency_coef` of config.yaml; None: not known."""
     lines: tuple[SummaryLine, ...]
-    """The evaluations by step; at least one."""
+    """The evaluations with the context itself, by step; at least one."""
+    config: RunConfig = field(default_factory=RunConfig)
+    control_lines: tuple[SummaryLine, ...] = ()
+    """The evaluations with a control in the context's place, by step."""
     repeated: tuple[SummaryLine, ...] = ()
-    """Evaluations left out because a later one has the same step, split and number of items."""
+    """Evaluations left out because a later one has the same step, split, number of items and context."""
+    damage: tuple[str, ...] = ()
+    """What was wrong with the run's files and could be passed over, in sentences."""
+
+    @property
+    def consistency(self) -> str | None:
+        """`model.consistency` of config.yaml; None: not known."""
+        return self.config.consistency
+
+    @property
+    def consistency_coef(self) -> float | None:
+        """`model.consistency_coef` of config.yaml; None: not known."""
+        return self.config.consistency_coef
 
     @property
     def method(self) -> str:
-        """The consistency term and its coefficient, in words."""
-        if self.consistency is None:
-            return "unknown"
-        if self.consistency == "none" or self.consistency_coef is None:
-            return self.consistency
-        return f"{self.consistency} x {self.consistency_coef:g}"
+        """The consistency term, its coefficient and its warm-up, in words."""
+        return self.config.method
 
     @property
     def drawn_series(self) -> Series:
@@ -60,6 +67,11 @@ class Run:
 def series(line: SummaryLine) -> Series:
     """Return the split and the number of items of an evaluation."""
     return line.split, line.summaries[ALL].num_items
+
+
+def lines_by_step(run: Run, split: str, num_items: int) -> dict[int, SummaryLine]:
+    """Return a run's evaluations of one split and number of items, by step."""
+    return {line.step: line for line in run.lines if series(line) == (split, num_items)}
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -84,39 +96,82 @@ def read_run(folder: Path, label: str) -> Run:
 
     Raises:
         FileNotFoundError: if the folder or its removability/summary.jsonl is missing.
-        ValueError: if summary.jsonl has no whole line, or a broken one.
+        ValueError: if summary.jsonl has no whole line with the context itself, or a broken one.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a run folder; give the folder that holds the run's config.yaml.")
     path = folder / "removability" / "summary.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: this run has not been evaluated yet, or is no run folder.")
-    written = read_summaries(path)
-    if not written:
-        raise ValueError(f"{path} holds no evaluation; wait for the run's first one, or leave the run out.")
-    latest = {(line.step, *series(line)): line for line in written}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        written = read_summaries(path)
+    latest = {(line.step, line.context, *series(line)): line for line in written}
     kept = sorted(latest.values(), key=lambda line: line.step)
-    repeated = tuple(line for line in written if latest[(line.step, *series(line))] is not line)
-    consistency, coef = _read_method(folder / "config.yaml")
-    return Run(label, folder, consistency, coef, tuple(kept), repeated)
+    lines = tuple(line for line in kept if line.context == ORIGINAL)
+    if not lines:
+        raise ValueError(
+            f"{path} holds no evaluation with the context itself; wait for the run's first one, or leave the run out."
+        )
+    return Run(
+        label=label,
+        folder=folder,
+        lines=lines,
+        config=read_config(folder / "config.yaml"),
+        control_lines=tuple(line for line in kept if line.context != ORIGINAL),
+        repeated=tuple(line for line in written if latest[(line.step, line.context, *series(line))] is not line),
+        damage=tuple(str(warning.message) for warning in caught),
+    )
+
+
+def records_of(run: Run, line: SummaryLine) -> list[PairedRecord]:
+    """Read the items behind an evaluation with the context itself.
+
+    A fit names its files by the step, `validate` and `test` by the split as well; the file is the one whose items give
+    the evaluation's own counts.
+
+    Raises:
+        ValueError: if a file is broken, or none holds these items; the message says which files were looked at.
+    """
+    names = [f"{line.split}-step={line.step:06d}.jsonl", f"step={line.step:06d}.jsonl"]
+    counts = _counts(line.summaries[ALL])
+    for name in names:
+        path = run.folder / "removability" / name
+        if not path.is_file():
+            continue
+        records = read_records(path)
+        if records and _counts(summarise(records)) == counts:
+            return records
+    raise ValueError(
+        f"{run.label}: neither {' nor '.join(names)} holds the items of its {line.split} evaluation at step "
+        f"{line.step}, so it is not compared item by item"
+    )
+
+
+def _counts(summary: RemovabilitySummary) -> tuple[int, int, int, int]:
+    return summary.num_items, summary.num_correct_no_context, summary.num_harmed, summary.num_helped
 
 
 def comparison_notes(runs: Sequence[Run]) -> list[str]:
     """Say, in sentences, what a reader must know before comparing the runs of one report."""
     notes = []
     drawn = {run.label: f"{run.drawn_series[0]} ({run.drawn_series[1]} items)" for run in runs}
-    if len(set(drawn.values())) > 1:
-        listed = _by_value(drawn, "{labels} on {value}")
-        notes.append(f"The runs were NOT evaluated on the same items, so their curves do not compare: {listed}.")
-    ends = {run.label: str(run.drawn_lines[-1].step) for run in runs}
-    if len(set(ends.values())) > 1:
-        notes.append(f"The last evaluations are at different steps: {_by_value(ends, '{labels} at {value}')}.")
+    for setting in dict.fromkeys(run.config.setting for run in runs):  # runs of different settings are not compared
+        members = [run for run in runs if run.config.setting == setting]
+        items = {run.label: drawn[run.label] for run in members}
+        if len(set(items.values())) > 1:
+            listed = _by_value(items, "{labels} on {value}")
+            notes.append(f"The runs were NOT evaluated on the same items, so their curves do not compare: {listed}.")
+        ends = {run.label: str(run.drawn_lines[-1].step) for run in members}
+        if len(set(ends.values())) > 1:
+            notes.append(f"The last evaluations are at different steps: {_by_value(ends, '{labels} at {value}')}.")
     for run in runs:
         if len(run.last_lines) > 1:
             notes.append(f"{run.label} was evaluated on several item sets; the figure shows {drawn[run.label]}.")
         if run.repeated:
             steps = ", ".join(str(step) for step in sorted({line.step for line in run.repeated}))
             notes.append(f"{run.label} was evaluated more than once at step {steps}; the later evaluation counts.")
+        notes += run.damage
         if run.consistency is None:
             notes.append(f"{run.label}: {run.folder / 'config.yaml'} names no model.consistency: method unknown.")
     return notes
@@ -136,19 +191,4 @@ def _by_value(values: Mapping[str, str], sentence: str) -> str:
     return "; ".join(
         sentence.format(labels=", ".join(label for label in values if values[label] == value), value=value)
         for value in dict.fromkeys(values.values())
-    )
-
-
-def _read_method(path: Path) -> tuple[str | None, float | None]:
-    """Return `model.consistency` and its coefficient; None for what a missing or foreign config does not say."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model = config["model"]
-        model = model.get("init_args", model)  # the module was given by class_path
-        consistency, coef = model.get("consistency"), model.get("consistency_coef")
-    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return None, None  # the evaluations do not depend on it; `comparison_notes` says so
-    return (
-        consistency if isinstance(consistency, str) else None,
-        float(coef) if isinstance(coef, int | float) else None,
     )

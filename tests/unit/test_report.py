@@ -1,6 +1,7 @@
 """``python -m cli report`` on synthetic runs whose numbers follow Figure 1 of arXiv:2606.11627."""
 
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from matplotlib.image import imread
 
 from callbacks.removability_files import append_summary
 from callbacks.removability_metrics import PairedRecord, RemovabilitySummary, summarise_groups
-from cli.report import report, report_cli
+from cli.report import ReportPaths, report, report_cli
+from cli.report_comparison import compare
+from cli.report_numbers import evaluations_csv
 from cli.report_runs import comparison_notes, read_runs
+from cli.report_tables import print_tables, to_markdown
 
 # Step: (accuracy without, accuracy with, harm) in %. Accuracies: averages over the paper's 12 settings, read off.
 OPD = {0: (52, 62, 8), 10: (58, 58, 22), 20: (63, 58, 25), 50: (68, 63, 19), 80: (67, 66, 13), 100: (68, 66, 12)}
@@ -57,32 +61,53 @@ def make_run(folder: Path, curve: dict[int, tuple[int, int, int]], config: str =
     return folder
 
 
-@pytest.fixture
-def runs(tmp_path) -> list[Path]:
-    opd = make_run(tmp_path / "opd", OPD, "model:\n  consistency: none\n  consistency_coef: 0.5\n")
-    nca = make_run(tmp_path / "nca", NCA, "model:\n  consistency: no_context_anchor\n  consistency_coef: 0.5\n")
+def make_opd_and_nca(folder: Path) -> list[Path]:
+    opd = make_run(folder / "opd", OPD, "model:\n  consistency: none\n  consistency_coef: 0.5\n")
+    nca = make_run(folder / "nca", NCA, "model:\n  consistency: no_context_anchor\n  consistency_coef: 0.5\n")
     return [opd, nca]
 
 
-def test_writes_a_figure_in_two_formats_and_two_tables(runs, tmp_path, capsys):
-    paths = report(runs, tmp_path / "new" / "report")
-    assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == [
-        "removability.csv",
-        "removability.html",
-        "removability.md",
-        "removability.png",
-        "removability.svg",
-    ]
-    height, width = imread(paths.png).shape[:2]
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    return make_opd_and_nca(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> ReportPaths:
+    """A report that several tests read."""
+    folder = tmp_path_factory.mktemp("written")
+    return report(make_opd_and_nca(folder), folder / "new" / "report")
+
+
+def test_writes_figures_in_three_formats_and_tables(written):
+    names = {path.name for path in written.png.parent.iterdir()}
+    stems = ("removability", "removability-regimes", "removability-flips", "removability-lengths")
+    assert {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg", "pdf")} < names
+    assert {"removability.csv", "removability.md", "removability.tex", "removability-statistics.csv"} < names
+    assert "removability-layers.png" not in names  # no run measured them
+    assert {path.name for path in written.figures} == {name for name in names if name[-3:] in ("png", "svg", "pdf")}
+    height, width = imread(written.png).shape[:2]
     assert (width, height) == (1720, 740)  # 8.6 x 3.7 inches at 200 dots
-    assert "<svg" in paths.svg.read_text()
+    assert "<svg" in written.svg.read_text()
+
+
+def test_prints_the_method_the_curve_and_the_comparison(runs, capsys):
+    histories = read_runs(runs)
+    print_tables(histories, compare(histories))
     printed = capsys.readouterr().out
     assert "nca: no_context_anchor x 0.5" in printed
     assert "24.6 (31/126)" in printed
+    assert "11.8 [7.4, 18.3] (16/136)" in printed
 
 
-def test_markdown_has_one_row_per_run_and_step_and_the_last_step_by_group(runs, tmp_path):
-    text = report(runs, tmp_path / "report").markdown.read_text()
+def test_a_long_curve_is_left_to_the_files(tmp_path, capsys):
+    histories = read_runs([make_run(tmp_path / "long", dict.fromkeys(range(30), (50, 50, 10)))])
+    print_tables(histories, compare(histories))
+    assert "Every evaluation" not in capsys.readouterr().out
+
+
+def test_markdown_has_one_row_per_run_and_step_and_the_last_step_by_group(written):
+    text = written.markdown.read_text()
     every, last = text.split("## Last step")
     assert "![Accuracy without and with the context, and harm, over optimizer steps](removability.png)" in every
     assert "| opd | none |" in every
@@ -94,8 +119,8 @@ def test_markdown_has_one_row_per_run_and_step_and_the_last_step_by_group(runs, 
     assert "| 0.5000 | 16.0 | 20.0 | +25.0 |" in last
 
 
-def test_csv_has_every_number_by_run_step_and_group(runs, tmp_path):
-    with open(report(runs, tmp_path / "report").csv, newline="") as file:
+def test_csv_has_every_number_by_run_step_and_group(written):
+    with open(written.csv, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 6 * 3
     row = next(row for row in rows if (row["run"], row["step"], row["group"]) == ("nca", "100", "all"))
@@ -104,18 +129,18 @@ def test_csv_has_every_number_by_run_step_and_group(runs, tmp_path):
     assert float(row["harm"]) == int(row["num_harmed"]) / int(row["num_correct_no_context"]) == 2 / 140
 
 
-def test_the_same_runs_give_the_same_files(runs, tmp_path):
-    first, second = report(runs, tmp_path / "a"), report(runs, tmp_path / "b")
-    assert first.svg.read_bytes() == second.svg.read_bytes()
-    assert first.png.read_bytes() == second.png.read_bytes()
+def test_the_same_numbers_give_the_same_files(runs, written, tmp_path):
+    again = report(runs, tmp_path / "again")
+    for one, other in zip(written.figures, again.figures, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    assert written.statistics.read_bytes() == again.statistics.read_bytes()
 
 
 def test_withheld_harm_is_a_dash_in_tables_and_empty_in_csv(tmp_path):
     run = make_run(tmp_path / "few", {0: (30, 60, 50), 10: (40, 60, 50)}, num_items=40)
-    paths = report([run], tmp_path / "report")
-    assert "| few | val | 0 | 40 | 30.0 | 60.0 | 15.0 | - (6/12) |" in paths.markdown.read_text()
-    with open(paths.csv, newline="") as file:
-        assert {row["harm"] for row in csv.DictReader(file)} == {""}
+    histories = read_runs([run])
+    assert "| few | val | 0 | 40 | 30.0 | 60.0 | 15.0 | - (6/12) |" in to_markdown(histories, compare(histories), [])
+    assert {row["harm"] for row in csv.DictReader(io.StringIO(evaluations_csv(histories)))} == {""}
 
 
 @pytest.mark.parametrize(
@@ -144,8 +169,9 @@ def test_comparable_runs_need_no_notes(runs):
 
 def test_different_item_counts_and_last_steps_are_said_in_the_footer(runs, tmp_path, capsys):
     other = make_run(tmp_path / "small", {0: (50, 60, 10), 10: (60, 60, 10)}, "model: {consistency: none}", 100)
-    paths = report([*runs, other], tmp_path / "report")
-    for text in (paths.markdown.read_text(), capsys.readouterr().out.replace("\n", " ")):
+    histories = read_runs([*runs, other])
+    print_tables(histories, compare(histories))
+    for text in (to_markdown(histories, compare(histories), []), capsys.readouterr().out.replace("\n", " ")):
         assert "NOT evaluated on the same items" in text
         assert "opd, nca on val (200 items); small on val (100 items)" in text
         assert "last evaluations are at different steps: opd, nca at 100; small at 10." in text
@@ -181,7 +207,7 @@ def test_many_runs_and_odd_names_make_a_report(tmp_path, capsys):
     folders = [make_run(tmp_path / f"_[bold]|$\\{number}$", {0: (50, 50, 10)}) for number in range(9)]
     text = report(folders, tmp_path / "report").markdown.read_text()
     assert "| _[bold]\\|$\\8$ | val | 0 |" in text
-    assert capsys.readouterr().out.count("_[bold]|$\\8$") == 1 + 1 + 3 + 2  # method, step, three groups, two notes
+    assert capsys.readouterr().out.count("_[bold]|$\\8$") == 1 + 1 + 1 + 2  # method, step, setting, two notes
 
 
 def test_a_missing_folder_is_named(tmp_path):

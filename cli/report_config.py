@@ -1,0 +1,148 @@
+"""What a run's config.yaml says of its setting (data, context, model), its method and its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+UNKNOWN = "unknown"
+
+# What varies between seeds or machines without making another method: never told apart by it.
+NOT_A_CHOICE = ("seed", "num_workers", "eval_batch_size", "max_tokens_per_micro_batch", "rollout_batch_size")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """The parts of a config.yaml that a report groups runs by; None or 0 for what it does not say."""
+
+    consistency: str | None = None
+    consistency_coef: float | None = None
+    consistency_delay_steps: int = 0
+    consistency_warmup_steps: int = 0
+    data: str | None = None
+    """Class of the data module without its package, and the game where it is one."""
+    context: str | None = None
+    student: str | None = None
+    teacher: str | None = None
+    """Name of a teacher that is another model, or how it moves; None for a frozen copy of the student."""
+    seed: int | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """Every other setting of model, data and training length, flattened: dotted name to value."""
+
+    @property
+    def setting(self) -> str:
+        """Data, context and model, in words."""
+        if self.data is None and self.context is None and self.student is None:
+            return "setting unknown"
+        parts = [self.data or "data unknown", self.context or "no context named", self.student or "model unknown"]
+        return " / ".join([*parts, f"teacher {self.teacher}"] if self.teacher else parts)
+
+    @property
+    def method(self) -> str:
+        """The consistency term, its coefficient and its warm-up, in words."""
+        if self.consistency is None:
+            return UNKNOWN
+        if self.consistency == "none" or self.consistency_coef is None:
+            return self.consistency
+        words = f"{self.consistency} x {self.consistency_coef:g}"
+        if self.consistency_delay_steps or self.consistency_warmup_steps:
+            words += f", from step {self.consistency_delay_steps}, full at "
+            words += str(self.consistency_delay_steps + self.consistency_warmup_steps)
+        return words
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read config.yaml; a missing or foreign file gives an empty `RunConfig`, for the evaluations do not need it."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return RunConfig()
+    if not isinstance(config, dict):
+        return RunConfig()
+    model, data = _arguments(config.get("model")), _arguments(config.get("data"))
+    return RunConfig(
+        consistency=_text(model.get("consistency")),
+        consistency_coef=_number(model.get("consistency_coef")),
+        consistency_delay_steps=_whole(model.get("consistency_delay_steps")) or 0,
+        consistency_warmup_steps=_whole(model.get("consistency_warmup_steps")) or 0,
+        data=_data_name(config.get("data"), data),
+        context=_text(data.get("context")),
+        student=_text(_mapping(model.get("student")).get("name")),
+        teacher=_teacher_name(_mapping(model.get("teacher"))),
+        seed=_first(_whole(model.get("seed")), _whole(config.get("seed_everything"))),
+        choices=_choices(model, data, _mapping(config.get("trainer"))),
+    )
+
+
+def differing_choices(configs: list[RunConfig]) -> list[str]:
+    """Names of the choices that are not the same in all of `configs`."""
+    names = sorted({name for config in configs for name in config.choices})
+    return [name for name in names if len({config.choices.get(name) for config in configs}) > 1]
+
+
+def _choices(model: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, str]:
+    named = ("consistency", "consistency_coef", "consistency_delay_steps", "consistency_warmup_steps", "student.name")
+    length = {name: trainer.get(name) for name in ("max_steps", "precision")}
+    flat = _flatten({"model": model, "data": data, "trainer": length}, "")
+    left_out = {f"model.{name}" for name in named} | {"data.context"}
+    return {
+        name: str(value)
+        for name, value in flat.items()
+        if name not in left_out and name.rsplit(".", 1)[-1] not in NOT_A_CHOICE
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _data_name(section: object, arguments: Mapping[str, Any]) -> str | None:
+    class_path = _text(_mapping(section).get("class_path"))
+    if class_path is None:
+        return None
+    name = class_path.rsplit(".", 1)[-1].removesuffix("DataModule")
+    game = _text(arguments.get("env_id"))
+    return f"{name} {game}" if game else name
+
+
+def _teacher_name(teacher: Mapping[str, Any]) -> str | None:
+    kind = _text(teacher.get("kind"))
+    if kind == "model":
+        return _text(_mapping(teacher.get("model")).get("name")) or UNKNOWN
+    return None if kind in (None, "frozen") else kind
+
+
+def _arguments(section: object) -> Mapping[str, Any]:
+    """The arguments of a section that may name its class."""
+    values = _mapping(section)
+    return _mapping(values["init_args"]) if "init_args" in values else values
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,108 @@
+"""What the figures draw: of each setting the longest series of evaluations, of each method one curve over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from callbacks.removability_metrics import ALL, RemovabilitySummary
+from callbacks.removability_seeds import aggregate_seeds
+from callbacks.removability_statistics import rate_intervals
+from cli.report_methods import Comparison, MethodResult
+from cli.report_runs import Run, lines_by_step
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A method over steps."""
+
+    label: str
+    method: MethodResult
+    number: int
+    """Colour and marker: the same for a method in every setting."""
+    steps: tuple[int, ...]
+    """Steps at which every run of the method was evaluated."""
+    summaries: tuple[tuple[RemovabilitySummary, ...], ...]
+    """Per step, one per run."""
+
+    def points(self, metric: str, scale: float = 1.0) -> list[float]:
+        """Mean over runs at every step; NaN where withheld in any, so that a line breaks there and bridges nothing."""
+        return [_mean([getattr(summary, metric) for summary in at_step], scale) for at_step in self.summaries]
+
+    def band(self, metric: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
+        """Lower and upper ends at every step: Wilson's interval of one run, mean -+ spread of several.
+
+        NaN where there is neither (a single run's lengths).
+        """
+        ends = [_ends([*at_step], metric) for at_step in self.summaries]
+        return [scale * low for low, _ in ends], [scale * high for _, high in ends]
+
+
+def drawn_settings(comparisons: Sequence[Comparison]) -> list[tuple[Comparison, list[Curve]]]:
+    """Of each setting the comparison with the most evaluations, and its curves."""
+    best: dict[str, Comparison] = {}
+    for comparison in comparisons:
+        before = best.get(comparison.setting)
+        if before is None or _num_evaluations(comparison) > _num_evaluations(before):
+            best[comparison.setting] = comparison
+    numbers: dict[str, int] = {}
+    drawn = []
+    for comparison in best.values():
+        curves = []
+        for method in comparison.methods:
+            # In one setting a run is known by its folder; over several a method is one entry of the legend.
+            label = _label(method) if len(best) == 1 else method.name
+            curves.append(_curve(comparison, method, label, numbers.setdefault(label, len(numbers))))
+        drawn.append((comparison, curves))
+    return drawn
+
+
+def curve_labels(settings: Sequence[tuple[Comparison, Sequence[Curve]]]) -> list[str]:
+    """Legend entries, in the order of `Curve.number`."""
+    labels = {curve.number: curve.label for _, curves in settings for curve in curves}
+    return [labels[number] for number in sorted(labels)]
+
+
+def _num_evaluations(comparison: Comparison) -> int:
+    return sum(
+        len(lines_by_step(run, comparison.split, comparison.num_items))
+        for method in comparison.methods
+        for run in method.runs
+    )
+
+
+def _curve(comparison: Comparison, method: MethodResult, label: str, number: int) -> Curve:
+    lines = [lines_by_step(run, comparison.split, comparison.num_items) for run in method.runs]
+    steps = tuple(sorted(set.intersection(*(set(by_step) for by_step in lines))))
+    summaries = tuple(tuple(by_step[step].summaries[ALL] for by_step in lines) for step in steps)
+    return Curve(label, method, number, steps, summaries)
+
+
+def _label(method: MethodResult) -> str:
+    if len(method.runs) == 1:
+        return _run_label(method.runs[0])
+    return f"{method.name} ({len(method.runs)} seeds)"
+
+
+def _run_label(run: Run) -> str:
+    """The folder's name, with what it does not say of the method."""
+    detail = "" if run.consistency is None else run.method
+    if run.consistency is not None and run.consistency in run.label:
+        detail = detail.removeprefix(run.consistency).strip(" ,")
+    return f"{run.label} ({detail})" if detail else run.label
+
+
+def _mean(values: Sequence[float | None], scale: float) -> float:
+    known = [value for value in values if value is not None]
+    return scale * math.fsum(known) / len(known) if len(known) == len(values) else math.nan
+
+
+def _ends(summaries: Sequence[RemovabilitySummary], metric: str) -> tuple[float, float]:
+    if len(summaries) == 1:
+        interval = rate_intervals(summaries[0]).get(metric)
+        return (math.nan, math.nan) if interval is None else (interval.low, interval.high)
+    seeds = aggregate_seeds([getattr(summary, metric) for summary in summaries])
+    if seeds.mean is None or seeds.spread is None or seeds.num_withheld:
+        return math.nan, math.nan
+    return seeds.mean - seeds.spread, seeds.mean + seeds.spread
