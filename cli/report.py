@@ -131,7 +131,7 @@ def report_cli(args: Sequence[str]) -> int:
         paths = report(options.runs, options.output, options.all_steps)
     except (ImportError, ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"Written: {paths.page}, {paths.png}, {paths.markdown}, {paths.csv} and, beside them, {_others(paths)}")
+    print(f"Written: {paths.png}, {paths.page}, {paths.markdown}, {paths.csv} and, beside them, {_others(paths)}")
     return 0
 
 
