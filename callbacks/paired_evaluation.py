@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from callbacks.paired_records import GradedSample, PairedRecord
 from callbacks.removability_files import ORIGINAL
-from callbacks.removability_metrics import GradedSample, PairedRecord
 from datamodules.controls import Context, Control, ControlKind, Slot, make_control
 from datamodules.example import Example, Grade
 from lightning_modules.comparison import Answer, ComparesViews, ComparisonSpec, ViewComparison
@@ -99,6 +99,17 @@ class PairedEvaluation:
                 "set evaluation.temperature, or num_samples to 1."
             )
         return 1, 1
+
+
+def comparing(pl_module: object, user: str) -> ComparesViews:
+    """Return the module if it can be evaluated.
+
+    Raises:
+        ValueError: naming `user`, the callback that needs it.
+    """
+    if not isinstance(pl_module, ComparesViews):
+        raise ValueError(f"{user} needs a module with compare_views (see ComparesViews); got {type(pl_module)}.")
+    return pl_module
 
 
 class _ControlMaker:

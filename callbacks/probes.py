@@ -24,10 +24,11 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
 
-from callbacks.paired_evaluation import paired_record
+from callbacks.paired_evaluation import comparing, paired_record
+from callbacks.paired_records import PairedRecord
 from callbacks.rank_records import gather_records
 from callbacks.removability_files import append_summary, drop_summaries_after, read_summaries, write_records
-from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummary, summarise_groups
+from callbacks.removability_metrics import ALL, RemovabilitySummary, summarise_groups
 from datamodules.base import ContextDataModule, Split
 from datamodules.controls import Slot
 from datamodules.probe_sets import ProbeSet, following_probes, general_probes
@@ -131,21 +132,23 @@ class ProbeEvaluation(Callback):
         taken = {FOLLOWING, GENERAL} & self.data.keys()
         if taken:
             raise ValueError(f"ProbeEvaluation: data has the names {sorted(taken)}, which are taken; choose others.")
-        self._evaluated: set[int] = set()
+        self._evaluated: set[tuple[int, str]] = set()
+        self._has_begun = False
         self._runner: ProbeRunner | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pick up a resumed run's evaluations; evaluate the untrained student."""
-        step = trainer.global_step
-        path = _folder(trainer) / "summary.jsonl"
-        self._evaluated = set()
-        if step > 0 and path.exists():
+        self._pick_up(trainer)
+        if self.at_start and trainer.global_step == 0:
+            self._evaluate(trainer, pl_module, 0)
+
+    def _pick_up(self, trainer: L.Trainer) -> None:
+        self._evaluated, self._has_begun = set(), True
+        if trainer.global_step > 0 and (path := _folder(trainer) / "summary.jsonl").exists():
             if trainer.is_global_zero:
-                drop_summaries_after(path, step)
+                drop_summaries_after(path, trainer.global_step)
             trainer.strategy.barrier()
-            self._evaluated = {line.step for line in read_summaries(path)}
-        if self.at_start and step == 0:
-            self._evaluate(trainer, pl_module, step)
+            self._evaluated = {(line.step, line.split) for line in read_summaries(path)}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -155,28 +158,40 @@ class ProbeEvaluation(Callback):
             self._evaluate(trainer, pl_module, trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the final student, unless the schedule or an earlier sitting did."""
-        if trainer.global_step not in self._evaluated:
-            self._evaluate(trainer, pl_module, trainer.global_step)
+        """Evaluate the final student by every set that neither the schedule nor an earlier sitting took."""
+        self._evaluate(trainer, pl_module, trainer.global_step, skip_evaluated=True)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make up for what a kill left out after the last step: such a fit resumes to no step at all."""
+        if not self._has_begun:
+            self._pick_up(trainer)
+            self.on_train_end(trainer, pl_module)
+        self._has_begun = False
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate once, after the paired evaluation."""
-        self._evaluate(trainer, pl_module, _module(pl_module).completed_steps)
+        self._evaluate(trainer, pl_module, comparing(pl_module, "ProbeEvaluation").completed_steps)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate once, after the paired evaluation of `validate`."""
         if trainer.state.fn == "validate":
-            self._evaluate(trainer, pl_module, _module(pl_module).completed_steps)
+            self._evaluate(trainer, pl_module, comparing(pl_module, "ProbeEvaluation").completed_steps)
 
-    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+    def _evaluate(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, step: int, skip_evaluated: bool = False
+    ) -> None:
         if self._runner is None:
             forgetting: dict[str, ProbeSet] = {GENERAL: general_probes()} if self.general else {}
             forgetting |= {name: _split(data, self.data_split, self.max_items) for name, data in self.data.items()}
             self._runner = ProbeRunner(self.following, forgetting, self.context_slot, self.batch_size)
         show = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for name in self._runner.sets():
+            if skip_evaluated and (step, name) in self._evaluated:
+                continue
             started = time.monotonic()
-            batches = self._runner.run(_module(pl_module), name, trainer.global_rank, trainer.world_size)
+            batches = self._runner.run(
+                comparing(pl_module, "ProbeEvaluation"), name, trainer.global_rank, trainer.world_size
+            )
             records: list[PairedRecord] = []
             with trainer.precision_plugin.forward_context():
                 for batch in track(batches, f"{name}, step {step}", transient=True, disable=not show):
@@ -189,7 +204,7 @@ class ProbeEvaluation(Callback):
                 append_summary(_folder(trainer) / "summary.jsonl", step, name, summaries, elapsed)
             for logger in trainer.loggers:
                 logger.log_metrics(probe_metrics(name, summaries), step=step)
-        self._evaluated.add(step)
+            self._evaluated.add((step, name))
 
 
 def _split(data: ContextDataModule, split: Split, max_items: int | None) -> ProbeSet:
@@ -198,11 +213,3 @@ def _split(data: ContextDataModule, split: Split, max_items: int | None) -> Prob
 
 def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "probes"
-
-
-def _module(pl_module: L.LightningModule) -> ComparesViews:
-    if not isinstance(pl_module, ComparesViews):
-        raise ValueError(
-            f"ProbeEvaluation needs a module with compare_views (see ComparesViews); got {type(pl_module)}."
-        )
-    return pl_module

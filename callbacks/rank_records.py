@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as L
 import torch
 
-from callbacks.removability_metrics import PairedRecord
+from callbacks.paired_records import PairedRecord
 
 
 def gather_records(trainer: L.Trainer, records: list[PairedRecord]) -> list[PairedRecord]:

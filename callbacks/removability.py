@@ -17,13 +17,13 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
 
-from callbacks.paired_evaluation import ControlSpec, PairedEvaluation
+from callbacks.paired_evaluation import ControlSpec, PairedEvaluation, comparing
+from callbacks.paired_records import PairedRecord
 from callbacks.rank_records import gather_records
 from callbacks.removability_files import ORIGINAL, append_summary, drop_summaries_after, read_summaries, write_records
-from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummary, summarise_groups
+from callbacks.removability_metrics import ALL, RemovabilitySummary, summarise_groups
 from callbacks.removability_wandb import log_items
 from datamodules.base import ContextDataModule
-from lightning_modules.comparison import ComparesViews
 
 LOGGED = (
     "accuracy_no_context",
@@ -88,21 +88,24 @@ class RemovabilityCallback(Callback):
         self.evaluation = PairedEvaluation(with_kl, num_samples)
         self.controls = controls or []
         self.controls_every_evaluation = controls_every_evaluation
-        self._evaluated: set[int] = set()
+        self._evaluated: set[tuple[int, str]] = set()
+        self._has_begun = False
         self._collected: dict[str, list[PairedRecord]] = {}
         self._started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pick up a resumed run's evaluations; evaluate the untrained student."""
-        step = trainer.global_step
-        self._evaluated = set()
-        if step > 0 and (path := _folder(trainer) / "summary.jsonl").exists():
-            if trainer.is_global_zero:
-                drop_summaries_after(path, step)
-            trainer.strategy.barrier()
-            self._evaluated = {line.step for line in read_summaries(path) if line.split == self.split}
-        if self.at_start and step == 0:
+        self._pick_up(trainer)
+        if self.at_start and trainer.global_step == 0:
             self._evaluate(trainer, pl_module, self.controls)
+
+    def _pick_up(self, trainer: L.Trainer) -> None:
+        self._evaluated, self._has_begun = set(), True
+        if trainer.global_step > 0 and (path := _folder(trainer) / "summary.jsonl").exists():
+            if trainer.is_global_zero:
+                drop_summaries_after(path, trainer.global_step)
+            trainer.strategy.barrier()
+            self._evaluated = {(line.step, line.context) for line in read_summaries(path) if line.split == self.split}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,9 +119,16 @@ class RemovabilityCallback(Callback):
             pl_module.log_dict(_named(summaries), logger=False, batch_size=1)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the final student, unless the schedule or an earlier sitting did."""
-        if trainer.global_step not in self._evaluated:
+        """Evaluate the final student, unless the schedule or an earlier sitting did, controls included."""
+        if not {(trainer.global_step, context) for context in _names(self.controls)} <= self._evaluated:
             self._evaluate(trainer, pl_module, self.controls)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make up for what a kill left out after the last step: such a fit resumes to no step at all."""
+        if not self._has_begun:
+            self._pick_up(trainer)
+            self.on_train_end(trainer, pl_module)
+        self._has_begun = False
 
     def _evaluate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, controls: Sequence[ControlSpec]
@@ -130,12 +140,12 @@ class RemovabilityCallback(Callback):
         chunks = [examples[i : i + data.eval_batch_size] for i in range(0, len(examples), data.eval_batch_size)]
         show = trainer.is_global_zero and trainer.progress_bar_callback is not None
         records: dict[str, list[PairedRecord]] = {}
-        batches = self.evaluation.run(_module(pl_module), data.grade, chunks, controls)
+        batches = self.evaluation.run(comparing(pl_module, "RemovabilityCallback"), data.grade, chunks, controls)
         with trainer.precision_plugin.forward_context():  # the precision of training, as in Lightning's own loops
             for batch in track(batches, f"removability, step {step}", len(chunks), transient=True, disable=not show):
                 _extend(records, batch)
         summaries = self._publish(trainer, _names(controls), records, self.split, f"step={step:06d}", step, started)
-        self._evaluated.add(step)
+        self._evaluated |= {(step, context) for context in _names(controls)}
         return summaries
 
     def _publish(
@@ -190,7 +200,9 @@ class RemovabilityCallback(Callback):
     ) -> None:
         """Evaluate a batch of `validate`."""
         with trainer.precision_plugin.forward_context():
-            for records in self.evaluation.run(_module(pl_module), _data_module(trainer).grade, [batch], self.controls):
+            for records in self.evaluation.run(
+                comparing(pl_module, "RemovabilityCallback"), _data_module(trainer).grade, [batch], self.controls
+            ):
                 _extend(self._collected, records)
 
     on_test_batch_end = on_validation_batch_end
@@ -205,7 +217,7 @@ class RemovabilityCallback(Callback):
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
-        step = _module(pl_module).completed_steps
+        step = comparing(pl_module, "RemovabilityCallback").completed_steps
         name = f"{split}-step={step:06d}"
         self._publish(trainer, _names(self.controls), self._collected, split, name, step, self._started)
 
@@ -239,11 +251,3 @@ def _data_module(trainer: L.Trainer) -> ContextDataModule:
     if not isinstance(data, ContextDataModule):
         raise ValueError(f"RemovabilityCallback needs a ContextDataModule to grade answers; the trainer has {data!r}.")
     return data
-
-
-def _module(pl_module: L.LightningModule) -> ComparesViews:
-    if not isinstance(pl_module, ComparesViews):
-        raise ValueError(
-            f"RemovabilityCallback needs a module with compare_views (see ComparesViews); got {type(pl_module)}."
-        )
-    return pl_module

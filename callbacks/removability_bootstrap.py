@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callbacks.classification_metrics import MAX_CLASSES
-from callbacks.removability_metrics import MIN_HARM_ITEMS, PairedRecord
+from callbacks.paired_records import PairedRecord
+from callbacks.removability_metrics import MIN_HARM_ITEMS
 from callbacks.removability_statistics import LEVEL, Interval
 
 NUM_RESAMPLES = 10_000

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from callbacks.durable_files import append, cut_half_line, read_whole_lines, replace
-from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummary
+from callbacks.paired_records import PairedRecord
+from callbacks.removability_metrics import ALL, RemovabilitySummary
 
 T = TypeVar("T")
 

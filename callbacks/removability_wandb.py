@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from callbacks.paired_records import PairedRecord
 from callbacks.removability_files import ORIGINAL
-from callbacks.removability_metrics import PairedRecord
 
 COLUMNS = [
     "step",

@@ -29,9 +29,10 @@ from rich.progress import track
 from callbacks.durable_files import append
 from callbacks.durable_files import replace as replace_file
 from callbacks.paired_evaluation import ControlSpec, PairedEvaluation
+from callbacks.paired_records import PairedRecord
 from callbacks.probes import GENERAL, ProbeRunner
 from callbacks.removability_files import ORIGINAL, append_summary, read_records, write_records
-from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummary, summarise_groups
+from callbacks.removability_metrics import ALL, RemovabilitySummary, summarise_groups
 from cli.config_sections import data_module_of, evaluation_spec_of, section_of, student_spec_of, view_spec_of
 from datamodules.base import ContextDataModule
 from datamodules.contexts import load_context
@@ -96,6 +97,7 @@ def evaluate(options: Namespace) -> dict[str, dict[str, RemovabilitySummary]]:
         FileExistsError: if the output holds a finished evaluation, or one of other settings.
         ValueError: if an option or the config does not fit.
     """
+    _check_counts(options)
     data = data_module_of(options.config)
     views = view_spec_of(options.config)
     spec = options.model or student_spec_of(options.config)
@@ -189,6 +191,8 @@ class _Output:
         self._step = int(settings["step"])
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         path = folder / "evaluation.json"
+        if not path.exists() and any((folder / name).exists() for name in ("config.yaml", "removability", "probes")):
+            raise FileExistsError(f"{folder} holds a run that is no evaluation; choose another --output.")
         holds_results = path.exists() and (not self._unfinished.exists() or any(self._unfinished.iterdir()))
         if holds_results and path.read_text(encoding="utf-8") != text:
             raise FileExistsError(f"{folder} holds an evaluation with other settings (see {path}); choose another.")
@@ -224,6 +228,13 @@ class _Output:
     def finish(self) -> None:
         """Remove what was only kept for a killed process."""
         shutil.rmtree(self._unfinished)
+
+
+def _check_counts(options: Namespace) -> None:
+    """Refuse, before anything is loaded, numbers that would spoil what has been computed."""
+    for name, low in (("max_items", 1), ("batch_size", 1), ("step", 0), ("seed", 0)):
+        if (value := options[name]) is not None and value < low:
+            raise ValueError(f"--{name} is {value}; it must be at least {low}.")
 
 
 def _examples(data: ContextDataModule, options: Namespace) -> list[Example]:

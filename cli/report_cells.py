@@ -79,9 +79,10 @@ def rate_cell(method: MethodResult, name: str, counted: bool = False) -> str:
 
 
 def reasons_cell(summaries: Sequence[RemovabilitySummary]) -> str:
-    """Harmed items by what went wrong, summed over seeds: ``wrong/unparsed/cut off``."""
+    """Harmed items by what went wrong, summed over seeds: ``wrong/unparsed/cut off``; a dash if not all counted."""
     names = ("num_harmed_wrong", "num_harmed_unparsed", "num_harmed_cut_off")
-    return "/".join(str(sum(getattr(summary, name) for summary in summaries)) for name in names)
+    counts = [[getattr(summary, name) for summary in summaries] for name in names]
+    return "-" if any(None in column for column in counts) else "/".join(str(sum(column)) for column in counts)
 
 
 def noise_cell(method: MethodResult) -> str:

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from callbacks.paired_records import PairedRecord
 from callbacks.removability_bootstrap import BootstrapEstimate, bootstrap, paired_bootstrap
 from callbacks.removability_files import SummaryLine
-from callbacks.removability_metrics import ALL, PairedRecord
+from callbacks.removability_metrics import ALL
 from callbacks.removability_seeds import seed_difference
 from callbacks.removability_statistics import holm
 from cli.report_config import differing_choices

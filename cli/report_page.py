@@ -25,8 +25,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from callbacks.paired_records import GradedSample, PairedRecord
 from callbacks.removability_files import ORIGINAL, read_records
-from callbacks.removability_metrics import ALL, GradedSample, PairedRecord
+from callbacks.removability_metrics import ALL
 from cli.report_runs import Run
 
 PAGE_FOLDER = Path(__file__).parent / "page"

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from callbacks.paired_records import PairedRecord
 from callbacks.removability_files import ORIGINAL, SummaryLine, read_records, read_summaries
-from callbacks.removability_metrics import ALL, PairedRecord, RemovabilitySummary, summarise
+from callbacks.removability_metrics import ALL, RemovabilitySummary, summarise
 from cli.report_config import RunConfig, read_config
 
 Series = tuple[str, int]

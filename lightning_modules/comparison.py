@@ -145,7 +145,10 @@ class ViewComparer:
                 raise ValueError("ComparisonSpec.given holds other items than the examples; pass the same, in order.")
             without = [list(comparison.no_context_episodes) for comparison in spec.given]
         other_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-        with_ = self._answers(renderer, examples, spec.num_with_context, open_game, other_seed, "with_context")
+        if self.sampling.temperature == 0.0 and all(example.privileged_context is None for example in examples):
+            with_ = without  # both prompts are the same, and so is what greedy decoding makes of them
+        else:
+            with_ = self._answers(renderer, examples, spec.num_with_context, open_game, other_seed, "with_context")
         kls: Sequence[float | None] = [None] * len(examples)
         if spec.with_kl:
             if spec.given is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from cli.main import main
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 seed_everything: 0
@@ -47,6 +51,15 @@ class Runs:
     def fit(self, name: str, *args: str) -> Path:
         """Run `fit`; returns the run's folder."""
         main(self.args("fit", name, *args))
+        return self.root / name
+
+    def fit_on_two_ranks(self, name: str, *args: str) -> Path:
+        """Run `fit` in processes of its own, by DDP on two CPU ranks."""
+        words = self.args("fit", name, *args, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+        done = subprocess.run(
+            [sys.executable, "-m", "cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
         return self.root / name
 
     def args(self, command: str, name: str, *args: str) -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from callbacks.removability_metrics import summarise_groups
 from cli.main import main
 from tests.integration.conftest import Runs
 
-ROOT = Path(__file__).parents[2]
 CONTROLS = ("--removability.controls", '[{"kind": "irrelevant"}, {"kind": "wrong"}]')
 PROBES = ("--trainer.callbacks+=ProbeEvaluation",)
 
@@ -82,6 +79,20 @@ def test_probes_during_a_fit_and_after(runs):
     again = read_summaries(run / "probes/summary.jsonl")[-1]
     assert (again.step, again.split) == (3, "general")
     assert again.summaries["all"].mean_kl_to_base == pytest.approx(after.mean_kl_to_base, rel=1e-5)
+
+
+def test_what_a_kill_left_out_of_the_last_evaluation_is_made_up_for(runs):
+    """Killed between the context itself and the controls, and between two sets of probes."""
+    args = (*CONTROLS, *PROBES, "--removability.every_n_steps", "3")
+    run = runs.fit("run", *args)
+    for path in (run / "removability/summary.jsonl", run / "probes/summary.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:-1]))
+    runs.fit("run", *args, "--ckpt_path", "last")
+    contexts = [line.context for line in read_summaries(run / "removability/summary.jsonl") if line.step == 3]
+    assert contexts == ["original", "irrelevant", "original", "irrelevant", "wrong"]  # the report takes the later ones
+    sets = [line.split for line in read_summaries(run / "probes/summary.jsonl") if line.step == 3]
+    assert sets == ["following", "general"]
 
 
 def test_a_users_set_for_forgetting_and_a_taken_name(runs, tmp_path):
@@ -199,22 +210,27 @@ def test_evaluate_says_what_is_wrong(exported, tmp_path, capsys):
         (["--model.name", str(tmp_path / "nowhere")], "nowhere"),
         (["--context", "no_such_context"], "no_such_context"),
         (["--evaluation.num_samples", "2"], "decoding is greedy"),
+        (["--max_items", "0"], "--max_items is 0; it must be at least 1"),
+        (["--step", "-1"], "--step is -1; it must be at least 0"),
     ):
         with pytest.raises(SystemExit):
             evaluate(exported, tmp_path / "out", *args)
         assert message in capsys.readouterr().err
 
 
+def test_evaluate_never_writes_into_a_run(exported, capsys):
+    before = (exported / "removability/summary.jsonl").read_bytes()
+    with pytest.raises(SystemExit):
+        evaluate(exported, exported)
+    assert "holds a run that is no evaluation" in capsys.readouterr().err
+    assert (exported / "removability/summary.jsonl").read_bytes() == before
+
+
 def test_two_ranks_give_the_one_process_tables(runs):
     args = ("--removability.max_items", "7", "--removability.every_n_steps", "1", "--trainer.max_steps", "1",
             "--model.sampling.temperature", "0", *CONTROLS, *PROBES)  # fmt: skip
     one = runs.fit("one", *args)
-    command = runs.args("fit", "two", *args, "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = runs.root / "two"
+    two = runs.fit_on_two_ranks("two", *args)
     for folder in ("removability", "probes"):
         ours, theirs = (read_summaries(run / folder / "summary.jsonl") for run in (two, one))
         assert [(line.step, line.split, line.context) for line in ours] == [

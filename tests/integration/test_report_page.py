@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from callbacks.paired_records import GradedSample, PairedRecord
 from callbacks.removability_files import append_summary, write_records
-from callbacks.removability_metrics import GradedSample, PairedRecord, summarise_groups
+from callbacks.removability_metrics import summarise_groups
 from cli.report import report, report_cli
 from cli.report_page import packed, records_files, write_page
 from cli.report_runs import read_runs

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,12 +18,7 @@ def test_ddp_equals_one_process(runs, weights_equal, budget):
         "--removability.max_items", "7", "--trainer.max_steps", "2",
     )  # fmt: skip
     one = runs.fit("one", *args)
-    command = runs.args("fit", "two", *args, "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = runs.root / "two"
+    two = runs.fit_on_two_ranks("two", *args)
     weights_equal(runs.weights(two, 2), runs.weights(one, 2))
     for ours, theirs in zip(runs.metrics(two), runs.metrics(one), strict=True):
         for name in ("train/loss", "train/opd", "train/nca", "train/gradient_norm"):

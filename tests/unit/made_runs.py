@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from callbacks.paired_records import GradedSample, PairedRecord
 from callbacks.removability_files import ORIGINAL, append_summary, write_records
-from callbacks.removability_metrics import GradedSample, PairedRecord, summarise_groups
+from callbacks.removability_metrics import summarise_groups
 
 CONTINENTS = ("Africa", "Asia", "Europe")
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callbacks.classification_metrics import MAX_CLASSES, class_scores, macro_f1
-from callbacks.removability_metrics import PairedRecord, RemovabilitySummary, summarise
+from callbacks.paired_records import PairedRecord
+from callbacks.removability_metrics import RemovabilitySummary, summarise
 
 
 def test_three_classes_by_hand() -> None:

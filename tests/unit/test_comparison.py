@@ -73,6 +73,18 @@ def test_views_that_agree_are_not_lucky_together(load):
         assert comparison.kl == pytest.approx(0.0, abs=1e-6)
 
 
+def test_greedy_answers_to_one_prompt_are_decoded_once(load, monkeypatch):
+    model = load()
+    generated = []
+    own = model._comparer.engine.generate
+    monkeypatch.setattr(
+        model._comparer.engine, "generate", lambda prompts, *args: generated.append(len(prompts)) or own(prompts, *args)
+    )
+    model.compare_views(examples(context=None))
+    model.compare_views(examples())
+    assert generated == [4, 4, 4]
+
+
 def test_further_answers_are_drawn_independently(load):
     comparisons = load(SAMPLED).compare_views(examples(), ComparisonSpec(num_no_context=3, num_with_context=2))
     for comparison in comparisons:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from callbacks import durable_files
+from callbacks.paired_records import PairedRecord
 from callbacks.removability_files import (
     SummaryLine,
     append_summary,
@@ -18,7 +19,7 @@ from callbacks.removability_files import (
     read_summaries,
     write_records,
 )
-from callbacks.removability_metrics import PairedRecord, summarise_groups
+from callbacks.removability_metrics import summarise_groups
 
 RECORD = PairedRecord(
     id="0",

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from callbacks.paired_records import PairedRecord
 from callbacks.removability_metrics import (
     MIN_HARM_ITEMS,
-    PairedRecord,
     RemovabilitySummary,
     paired_rates,
     summarise,

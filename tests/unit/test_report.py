@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from callbacks.paired_records import PairedRecord
 from callbacks.removability_files import append_summary
-from callbacks.removability_metrics import PairedRecord, RemovabilitySummary, summarise_groups
+from callbacks.removability_metrics import RemovabilitySummary, summarise_groups
 from cli.report import ReportPaths, report, report_cli
 from cli.report_comparison import compare
 from cli.report_numbers import evaluations_csv

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from callbacks.removability_bootstrap import paired_bootstrap
-from callbacks.removability_metrics import summarise
+from callbacks.removability_metrics import RemovabilitySummary, summarise
 from callbacks.removability_seeds import seed_difference
 from callbacks.removability_statistics import holm, mcnemar_p, wilson_interval
+from cli.report_cells import reasons_cell
 from cli.report_comparison import compare
 from cli.report_config import read_config
 from cli.report_numbers import STATISTICS_HEADER, statistics_csv
@@ -320,6 +321,14 @@ def test_harm_is_split_by_its_reason(tmp_path):
     ]
     table = setting_table(compare_one([write_run(tmp_path / "none", {20: records}, config_of("none", 0))]))
     assert dict(zip(table.header, table.rows[0], strict=True))["harmed by"] == "4/5/1"
+
+
+def test_harm_that_was_never_split_by_reason_is_not_shown_as_zero():
+    new = summarise(make_records(both=30, harmed=4, helped=0, neither=0))
+    values = {name: value for name, value in new.to_dict().items() if not name.startswith("num_harmed_")}
+    old = RemovabilitySummary.from_dict(values)  # a file from before the reasons were counted
+    assert reasons_cell([new]) != "-"
+    assert reasons_cell([new, old]) == "-"
 
 
 def test_controls_have_a_table_of_their_own_and_stay_out_of_the_others(tmp_path):
