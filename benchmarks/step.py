@@ -6,9 +6,9 @@
 
 All contestants share one student, one optimizer, the same tokens and the same budget of trained tokens in a
 micro-batch; their turns alternate within one process, so that a ratio compares like with like on a machine whose speed
-wanders. The learning rate is 0: every update is computed in full, and the work stays the same. Losses and gradient
-norms of contestants with the same objective are compared before anything is timed, where all their micro-batches are
-run; without a context they are all 0, since the teacher is then the student.
+wanders. The learning rate is 0: every update is computed in full, and the work stays the same. The student is the
+teacher with noise on its weights, so that there is something to distil at every length. Before anything is timed, all
+contestants compute the peers' first micro-batch: losses and gradient norms of those with the same objective must agree.
 
 Long contexts cost the peers minutes a step. Their micro-batches are equal work, so `--timed-micro-batches` times that
 many of them and multiplies; the table marks it.
@@ -24,8 +24,8 @@ import argparse
 import itertools
 import statistics
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,17 @@ from transformers import PreTrainedModel
 from benchmarks.measuring import Clock, add_common_options, table, write_result
 from benchmarks.ours import Ours
 from benchmarks.peers import TRL, Contestant, Textbook
-from benchmarks.workload import Costs, Pass, Shape, causal_pairs, full_passes, made_step, shared_passes, total
+from benchmarks.workload import (
+    Costs,
+    Pass,
+    Shape,
+    causal_pairs,
+    full_passes,
+    made_step,
+    rows_in_budget,
+    shared_passes,
+    total,
+)
 from lightning_modules.models import ModelSpec, load_model, load_tokenizer
 from lightning_modules.teachers import Teacher, TeacherSpec
 
@@ -50,10 +60,23 @@ PAIRS = (
 """Ratios that are printed: first over second."""
 
 
+NOISE = 0.02
+"""Standard deviation of the noise on the student's weights, over that of the weights themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What every contestant of every case shares."""
+
+    student: PreTrainedModel
+    teacher: Teacher
+    tokenizer: Any
+    folder: Path
+    """Holds the teacher's weights, from which TRL loads its own."""
+
+
 def measure_case(
-    student: PreTrainedModel,
-    folder: Path,
-    tokenizer: Any,
+    models: Models,
     shape: Shape,
     max_tokens: int,
     repetitions: int,
@@ -63,10 +86,15 @@ def measure_case(
     """Time every contestant on one shape.
 
     Returns:
-        Per contestant the seconds of a step (median and all), loss, gradient norm and counted operations; r, the
-        seconds of an update, and the ratios of `PAIRS`, measured and counted.
+        Per contestant the seconds of a step (median and all) and counted operations, and loss and gradient norm of the
+        micro-batch that all computed; r, the seconds of an update, and the ratios of `PAIRS`, measured and counted.
+
+    Raises:
+        RuntimeError: if contestants with the same objective disagree.
     """
-    contestants = _contestants(student, folder, tokenizer, shape, max_tokens, with_trl)
+    student = models.student
+    contestants = _contestants(models, shape, max_tokens, with_trl)
+    agreed = _compare(models, shape, max_tokens, contestants)
     times = _time_in_turns(student, contestants, repetitions, timed_micro_batches)
     trained_forwards, forward_s, operations = plain_pass(student, shape, repetitions)
     update_s = statistics.median(times.updates)
@@ -87,8 +115,8 @@ def measure_case(
                 "counted_s": counted[one.name],
                 "micro_batches": one.num_micro_batches,
                 "timed_micro_batches": min(timed_micro_batches or one.num_micro_batches, one.num_micro_batches),
-                "loss": times.losses.get(one.name),
-                "gradient_norm": times.norms.get(one.name),
+                "loss": agreed[one.name][0],
+                "gradient_norm": agreed[one.name][1],
             }
             for one in contestants
         },
@@ -103,13 +131,11 @@ def measure_case(
     }
 
 
-def _contestants(
-    student: PreTrainedModel, folder: Path, tokenizer: Any, shape: Shape, max_tokens: int, with_trl: bool
-) -> list[Contestant]:
-    """Everybody, on one student and one teacher; TRL loads its own from `folder`."""
-    teacher, vocab_size = Teacher(TeacherSpec(), student, tokenizer), len(tokenizer)
+def _contestants(models: Models, shape: Shape, max_tokens: int, with_trl: bool) -> list[Contestant]:
+    """Everybody, on one student and one teacher."""
+    student, teacher, vocab_size = models.student, models.teacher, len(models.tokenizer)
     teacher_model, tokens = teacher.network(student), made_step(shape, vocab_size)
-    trl = [TRL(student, folder, tokenizer, shape, tokens, max_tokens)] if with_trl else []
+    trl = [TRL(student, models.folder, models.tokenizer, shape, tokens, max_tokens)] if with_trl else []
     return [
         Ours(student, teacher, shape, tokens, vocab_size, max_tokens, 0.0),
         Ours(student, teacher, shape, tokens, vocab_size, max_tokens, COEFFICIENT),
@@ -117,6 +143,49 @@ def _contestants(
         Textbook(student, teacher_model, shape, tokens, max_tokens, 0.0),
         Textbook(student, teacher_model, shape, tokens, max_tokens, COEFFICIENT),
     ]
+
+
+def _compare(
+    models: Models, shape: Shape, max_tokens: int, contestants: Sequence[Contestant]
+) -> dict[str, tuple[float, float]]:
+    """Loss and gradient norm of the peers' first micro-batch, by contestant; they also warm up by it.
+
+    Raises:
+        RuntimeError: if contestants with the same objective disagree: their times would compare different work.
+    """
+    student, vocab_size = models.student, len(models.tokenizer)
+    rows = rows_in_budget(shape, max_tokens)[0]
+    context, prompts, completions = made_step(shape, vocab_size)
+    tokens = context, [prompts[row] for row in rows], [completions[row] for row in rows]
+    found = {}
+    for one in contestants:
+        if isinstance(one, Ours):
+            one.run(0)  # to warm up: its micro-batches are others
+            student.zero_grad()
+            coefficient, weight = one.consistency_coef, len(rows) / shape.num_prompts
+            part = replace(shape, num_prompts=len(rows))
+            same = Ours(student, models.teacher, part, tokens, vocab_size, max_tokens, coefficient)
+            loss = weight * sum(same.run(index) for index in range(same.num_micro_batches))
+        else:
+            weight, loss = 1.0, one.run(0)
+        norm = nn.utils.get_total_norm([p.grad for p in student.parameters() if p.grad is not None])
+        student.zero_grad()
+        found[one.name] = (loss, weight * float(norm))
+    check_agreement(found, 2e-2 if student.dtype == torch.bfloat16 else 1e-3)
+    return found
+
+
+def check_agreement(found: Mapping[str, tuple[float, float]], tolerance: float) -> None:
+    """Contestants with the same objective must have the same loss and gradient norm.
+
+    Raises:
+        RuntimeError: if they have not, or if there is nothing to compare because all are 0.
+    """
+    for objective in ("OPD", "NCA"):
+        members = [name for name in found if name.endswith(objective)]
+        for values in zip(*(found[name] for name in members), strict=True):
+            if not all(value > 0.0 and abs(value - values[0]) <= tolerance * values[0] for value in values):
+                raise RuntimeError(f"{members} do not compute the same thing: {values}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,34 +196,26 @@ class _Times:
     """Of a whole step, one for each repetition."""
     updates: list[float]
     """Seconds of clipping and optimizer, of all contestants."""
-    losses: dict[str, float]
-    """Of those whose micro-batches were all run."""
-    norms: dict[str, float]
-    """Likewise: gradient norms."""
 
 
 def _time_in_turns(
     student: PreTrainedModel, contestants: Sequence[Contestant], repetitions: int, timed_micro_batches: int | None
 ) -> _Times:
-    """One turn each to warm up, then agreement is checked, then `repetitions` turns are timed."""
+    """A turn each, `repetitions` times."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=0.0, fused=True)
-    times = _Times({one.name: [] for one in contestants}, [], {}, {})
-    for repetition in range(repetitions + 1):
+    times = _Times({one.name: [] for one in contestants}, [])
+    for _ in range(repetitions):
         for one in contestants:
             timed = min(timed_micro_batches or one.num_micro_batches, one.num_micro_batches)
             with Clock(student.device) as scores:
-                loss = sum(one.run(index) for index in range(timed))
+                for index in range(timed):
+                    one.run(index)
             with Clock(student.device) as update:
-                norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-            if timed == one.num_micro_batches:
-                times.losses[one.name], times.norms[one.name] = loss, float(norm)
-            if repetition > 0:
-                times.seconds[one.name].append(scores.seconds * one.num_micro_batches / timed + update.seconds)
-                times.updates.append(update.seconds)
-        if repetition == 0:
-            _check_agreement(times.losses, times.norms, 2e-2 if student.dtype == torch.bfloat16 else 1e-3)
+            times.seconds[one.name].append(scores.seconds * one.num_micro_batches / timed + update.seconds)
+            times.updates.append(update.seconds)
     return times
 
 
@@ -203,19 +264,12 @@ def plain_pass(model: PreTrainedModel, shape: Shape, repetitions: int) -> tuple[
     return statistics.median(both) / forward_s, forward_s, operations
 
 
-def _check_agreement(losses: dict[str, float], norms: dict[str, float], tolerance: float) -> None:
-    """Contestants with the same objective must have the same loss and gradient.
-
-    Raises:
-        RuntimeError: if they have not: the times would compare different work.
-    """
-    for objective in ("OPD", "NCA"):
-        members = [name for name in losses if name.endswith(objective)]
-        for values in (losses, norms):
-            found = [values[name] for name in members if name in values]
-            low, high = min(found, default=0.0), max(found, default=0.0)
-            if high - low > tolerance * abs(high) + 1e-4:
-                raise RuntimeError(f"{members} do not compute the same thing: {found}.")
+@torch.no_grad()
+def add_noise(student: PreTrainedModel) -> None:
+    """Move the student away from the teacher."""
+    torch.manual_seed(0)
+    for parameter in student.parameters():
+        parameter.add_(torch.randn_like(parameter) * (NOISE * float(parameter.std())))
 
 
 def break_even(cases: Sequence[dict[str, Any]], pair: str) -> float | None:
@@ -245,12 +299,12 @@ def main(args: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         student.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        models = Models(student, Teacher(TeacherSpec(), student, tokenizer), tokenizer, Path(folder))
+        add_noise(student)
         for context in options.context:
             shape = Shape(num_prompts, prompt, completion, context)
             case = measure_case(
-                student,
-                Path(folder),
-                tokenizer,
+                models,
                 shape,
                 options.max_tokens,
                 options.repetitions,

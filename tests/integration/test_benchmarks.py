@@ -30,15 +30,21 @@ def test_step_compares_contestants_that_compute_the_same_thing(tiny, tmp_path, c
         opd = [one["loss"] for name, one in contestants.items() if name.endswith("OPD")]
         nca = [one["loss"] for name, one in contestants.items() if name.endswith("NCA")]
         assert (len(opd), len(nca)) == (2 if TRL else 3, 2)
-        assert opd == pytest.approx([opd[0]] * len(opd), rel=1e-4, abs=1e-7)
-        assert nca == pytest.approx([nca[0]] * 2, rel=1e-4, abs=1e-7)
+        assert opd == pytest.approx([opd[0]] * len(opd), rel=1e-4)
+        assert nca == pytest.approx([nca[0]] * 2, rel=1e-4)
+        assert opd[0] > 1e-6
         assert case["ratios"].keys() == {f"{first} / {second}" for first, second in step.PAIRS if second in contestants}
     assert "| ours OPD + NCA |" in capsys.readouterr().out
 
 
 def test_contestants_that_disagree_are_not_timed():
+    alone = {"ours OPD + NCA": (2.0, 5.0)}
+    step.check_agreement(alone | {"ours OPD": (1.0, 3.0), "TRL OPD": (1.0005, 3.0)}, 1e-3)
+    for other in ((1.2, 3.0), (1.0, 3.1), (float("nan"), 3.0)):
+        with pytest.raises(RuntimeError, match="do not compute the same thing"):
+            step.check_agreement(alone | {"ours OPD": (1.0, 3.0), "TRL OPD": other}, 1e-3)
     with pytest.raises(RuntimeError, match="do not compute the same thing"):
-        step._check_agreement({"ours OPD": 1.0, "TRL OPD": 1.2, "ours OPD + NCA": 2.0}, {}, 1e-3)
+        step.check_agreement(alone | {"ours OPD": (0.0, 0.0), "TRL OPD": (0.0, 0.0)}, 1e-3)
 
 
 def test_break_even_lies_between_its_measured_neighbours():
