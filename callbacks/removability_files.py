@@ -6,7 +6,9 @@ Neither torch nor lightning is imported, so results can be read anywhere.
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +88,7 @@ def write_records(path: Path, records: Sequence[PairedRecord]) -> None:
 
 
 def read_records(path: Path) -> list[PairedRecord]:
-    """Read what `write_records` wrote.
+    """Read what `write_records` wrote; of a file whose name ends in .gz, compressed since.
 
     Raises:
         OSError: if the file cannot be read.
@@ -155,7 +157,12 @@ def drop_summaries_after(path: Path, step: int) -> int:
 
 
 def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
-    return list(enumerate(read_whole_lines(path), start=1))
+    if path.suffix != ".gz":
+        return list(enumerate(read_whole_lines(path), start=1))
+    try:
+        return list(enumerate(gzip.decompress(path.read_bytes()).splitlines(keepends=True), start=1))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is broken; restore the file. {error}") from error
 
 
 def _parse(path: Path, number: int, line: bytes, from_json: Callable[[str], T]) -> T:

@@ -45,8 +45,9 @@ SCRIPTS = (
 )
 """In the order of use: each may use what stands before it."""
 
-RECORDS_FILE = re.compile(r"(?:(?P<split>\w+)-)?step=(?P<step>\d+)(?:\.(?P<context>.+))?\.jsonl")
-"""``step=000040.jsonl`` of a fit, ``test-step=000040.jsonl`` of `test`; with a control ``step=000040.NAME.jsonl``."""
+RECORDS_FILE = re.compile(r"(?:(?P<split>\w+)-)?step=(?P<step>\d+)(?:\.(?P<context>.+))?\.jsonl(?:\.gz)?")
+"""``step=000040.jsonl`` of a fit, ``test-step=000040.jsonl`` of `test`; with a control ``step=000040.NAME.jsonl``; each
+may be compressed (`replicate`)."""
 
 NO_RECORD = "."
 VERDICTS = {(True, False): "h", (False, True): "p", (True, True): "b", (False, False): "n"}
@@ -112,7 +113,7 @@ def write_page(runs: Sequence[Run], path: Path, all_steps: bool = False) -> None
 def records_files(run: Path) -> list[RecordsFile]:
     """List a run's files of records: evaluations of the fit first, then by split, context and step."""
     files = []
-    for path in (run / "removability").glob("*.jsonl"):
+    for path in (run / "removability").glob("*.jsonl*"):
         if match := RECORDS_FILE.fullmatch(path.name):
             files.append(RecordsFile(path, int(match["step"]), match["split"], match["context"]))
     return sorted(files, key=lambda file: (*_series(file), file.step))

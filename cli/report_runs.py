@@ -141,7 +141,7 @@ def records_of(run: Run, line: SummaryLine) -> list[PairedRecord]:
     """
     names = [f"{line.split}-step={line.step:06d}.jsonl", f"step={line.step:06d}.jsonl"]
     counts = _counts(line.summaries[ALL])
-    for name in names:
+    for name in [*names, *(f"{name}.gz" for name in names)]:
         path = run.folder / "removability" / name
         if not path.is_file():
             continue
