@@ -9,7 +9,8 @@ tokens, alternating in one process. Our step includes the loss, clipping and the
 
 Memory: peak of a fresh process for one step, each with the student, its gradients, AdamW's two moments and a teacher:
 ours, TRL's, the textbook's, and a plain forward + backward over one sequence of the same unique tokens, C + S, with
-logits at the completions' positions only. The processes run one after the other.
+logits at the completions' positions only. The processes run one after the other; `--memory-only` leaves the times out,
+for a machine that is not idle.
 """
 
 from __future__ import annotations
@@ -74,9 +75,11 @@ def contestant(
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """One step of ``case["kind"]`` in this process: its peak memory, and the seconds."""
-    student, tokenizer = _load(case)
+    """One step of ``case["kind"]`` in this process: its peak memory, and the seconds; or `speed`."""
     kind, shape = case["kind"], Shape(**case["shape"])
+    if kind == "speed":
+        return speed(case, shape, case["repetitions"])
+    student, tokenizer = _load(case)
     with tempfile.TemporaryDirectory() as folder:
         if kind == "TRL OPD":  # builds its teacher from a folder
             student.save_pretrained(folder)
@@ -101,7 +104,7 @@ def memory(common: dict[str, Any], shape: Shape) -> dict[str, int | str]:
             alone = run_alone("benchmarks.limit", common | {"kind": kind, "shape": vars(shape)})
             peaks[kind] = alone["peak_bytes"]
         except RuntimeError as error:
-            peaks[kind] = str(error)[-200:]
+            peaks[kind] = "out of memory" if "failed with -9" in str(error) else str(error)[-200:]
     return peaks
 
 
@@ -153,6 +156,7 @@ def main(args: list[str] | None = None) -> None:
     add_common_options(parser)
     parser.add_argument("--shape", default="16,80,32", help="prompts, tokens of a prompt, tokens of a completion")
     parser.add_argument("--context", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--memory-only", action="store_true")
     parser.add_argument("--output", type=Path, help="folder for limit-DEVICE.json")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args(args)
@@ -163,11 +167,14 @@ def main(args: list[str] | None = None) -> None:
     cases = []
     for context in options.context:
         shape = Shape(*map(int, options.shape.split(",")), context)
-        measured, peaks = speed(common, shape, options.repetitions), memory(common, shape)
+        measured = None
+        if not options.memory_only:  # a process of its own: this one must leave the memory to the others
+            case = common | {"kind": "speed", "shape": vars(shape), "repetitions": options.repetitions}
+            measured = run_alone("benchmarks.limit", case)
+        peaks = memory(common, shape)
         cases.append({"shape": vars(shape), "speed": measured, "peak_bytes": peaks})
-        print(
-            f"\ncontext {context}: our step does {measured['share']:.2f} of a plain pass's useful operations a second\n"
-        )
+        share = "not measured" if measured is None else f"{measured['share']:.2f}"
+        print(f"\ncontext {context}; useful operations a second of our step over a plain pass's: {share}\n")
         plain = peaks["plain"]
         rows = [
             {
