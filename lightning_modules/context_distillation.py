@@ -205,8 +205,9 @@ class ContextDistillation(L.LightningModule):
             self.teacher,
             vocab_size=len(self.tokenizer),
             pad_id=self.tokenizer.pad_token_id,
-            # Under ZeRO-3 every rank must run the same passes, whether its own cache holds a context or not.
-            teacher_cache_tokens=0 if self.zero_stage == 3 else self.teacher_cache_tokens,
+            teacher_cache_tokens=self.teacher_cache_tokens,
+            # Under ZeRO-3 all ranks must run as many passes, whether their own caches hold a context or not.
+            max_over_ranks=self._max_over_ranks if self.zero_stage == 3 else None,
             anchor=anchor,
             ema_anchor=self.ema_anchor,
         )
@@ -283,6 +284,7 @@ class ContextDistillation(L.LightningModule):
         """Add every micro-batch's gradient; return the terms summed over this rank's tokens."""
         sums: dict[str, float] = {}
         plan = self.scorer.plan(rollouts, self.max_tokens_per_micro_batch)
+        self.scorer.prepare_teacher(rollouts, plan)
         num_own = len(plan)
         plan += [plan[-1]] * (self._max_over_ranks(num_own) - num_own)  # dummies: every rank runs as many passes
         for position, members in enumerate(plan):

@@ -16,7 +16,7 @@ summed over tokens and divided by the token count of the whole optimizer step.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -248,33 +248,73 @@ class PrefixCache:
     head size x bytes of the data type: in bfloat16 23 kB with SmolLM2-135M (0.75 GB for 32,768 tokens), 147 kB with
     Qwen3-8B (4.8 GB). Everything is dropped the moment a weight of the model was written to or the model has moved to
     another device.
+
+    Under ZeRO-3 a pass over a prefix is a collective, and ranks miss different prefixes: there `prepare` runs what a
+    step needs, all ranks as many passes, and `get` runs nothing.
     """
 
-    def __init__(self, max_tokens: int = 32_768) -> None:
-        """Keep at most `max_tokens` tokens of prefixes; 0: nothing."""
-        self.max_tokens = max_tokens
+    def __init__(self, max_tokens: int = 32_768, max_over_ranks: Callable[[int], int] | None = None) -> None:
+        """Keep at most `max_tokens` tokens of prefixes; 0: nothing.
+
+        Args:
+            max_tokens: the bound.
+            max_over_ranks: largest of all ranks' numbers, where all ranks must run as many passes; None: they need not.
+        """
+        self.max_tokens, self.max_over_ranks = max_tokens, max_over_ranks
         self._kept: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
         self._state: object = None
+
+    def prepare(self, model: PreTrainedModel, prefixes: Iterable[tuple[int, ...]]) -> None:
+        """Have the prefixes of a step, as many as the bound allows, before its first `get`; all ranks together.
+
+        Without ranks that must agree it does nothing: `get` runs what it misses.
+        """
+        if self.max_over_ranks is None or not self.max_tokens or not shares_contexts(model):
+            return
+        self._drop_if_changed(model, model.device)
+        wanted: list[tuple[int, ...]] = []
+        for key in dict.fromkeys(prefixes):
+            if key and sum(map(len, wanted)) + len(key) <= self.max_tokens:
+                wanted.append(key)
+        for key in wanted:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+        missing = [key for key in wanted if key not in self._kept]
+        for number in range(self.max_over_ranks(len(missing))):
+            if number < len(missing):
+                self._run(model, torch.tensor(missing[number], device=model.device))
+            else:  # another rank misses more
+                with torch.no_grad():
+                    prefix_keys_values(model, torch.zeros(1, dtype=torch.long, device=model.device))
 
     def get(self, model: PreTrainedModel, prefix_ids: Tensor) -> KeysValues | None:
         """Keys and values of `prefix_ids` (P,) under `model`, without gradient.
 
         Returns:
             None for a prefix that is empty or over the bound, and for a model that can't run packed rows: a separate
-            pass over the prefix would only cost then.
+            pass over the prefix would only cost then. Where ranks must agree, also for one that was not prepared.
         """
         key = tuple(prefix_ids.tolist())
         if not 0 < len(key) <= self.max_tokens or not shares_contexts(model):
             return None
+        if self.max_over_ranks is not None:
+            return self._kept.get(key)
+        self._drop_if_changed(model, prefix_ids.device)
+        if key not in self._kept:
+            self._run(model, prefix_ids)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _drop_if_changed(self, model: PreTrainedModel, device: torch.device) -> None:
         # In-place writes (an optimizer, a moving average, load_state_dict) count up a tensor's version.
-        state = (id(model), prefix_ids.device, sum(parameter._version for parameter in model.parameters()))
+        state = (id(model), device, sum(parameter._version for parameter in model.parameters()))
         if state != self._state:
             self._kept.clear()
             self._state = state
-        if key not in self._kept:
-            with torch.no_grad():
-                self._kept[key] = prefix_keys_values(model, prefix_ids)
-            while sum(map(len, self._kept)) > self.max_tokens:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+
+    def _run(self, model: PreTrainedModel, prefix_ids: Tensor) -> None:
+        """Run a prefix and keep it; what was used longest ago makes room."""
+        with torch.no_grad():
+            self._kept[tuple(prefix_ids.tolist())] = prefix_keys_values(model, prefix_ids)
+        while sum(map(len, self._kept)) > self.max_tokens:
+            self._kept.popitem(last=False)

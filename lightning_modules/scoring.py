@@ -42,6 +42,7 @@ class ViewScorer:
         pad_id: int,
         share_contexts: bool = True,
         teacher_cache_tokens: int = 32_768,
+        max_over_ranks: Callable[[int], int] | None = None,
         anchor: AnchorSource | None = None,
         ema_anchor: PreTrainedModel | None = None,
     ) -> None:
@@ -55,6 +56,7 @@ class ViewScorer:
             pad_id: fills short rows.
             share_contexts: run a shared context once per micro-batch, where the models can (else a warning says why).
             teacher_cache_tokens: bound of `packing.PrefixCache`, for a teacher that does not move; 0: no cache.
+            max_over_ranks: see `packing.PrefixCache`; then `prepare_teacher` must come before a step's micro-batches.
             anchor: whose no-context distribution is the anchor, where it is not the student's.
             ema_anchor: the moving average, for ``anchor="ema"``.
         """
@@ -64,7 +66,7 @@ class ViewScorer:
         self.vocab_size, self.pad_id = min(vocab_size, *columns), pad_id
         self.share_contexts = share_contexts and _all_share(student, teacher, ema_anchor)
         self.anchor, self.ema_anchor = anchor, ema_anchor
-        self._teacher_prefixes = PrefixCache(teacher_cache_tokens)
+        self._teacher_prefixes = PrefixCache(teacher_cache_tokens, max_over_ranks)
 
     def terms(self, rollouts: Sequence[Rollout], objective: Objective, *, with_consistency: bool) -> TokenTerms:
         """The objective's terms at every completion token of one micro-batch, with gradient to the student.
@@ -89,6 +91,12 @@ class ViewScorer:
     def plan(self, rollouts: Sequence[Rollout], max_tokens: int | None) -> list[list[int]]:
         """`packing.plan_micro_batches` for these models."""
         return plan_micro_batches(rollouts, max_tokens, share_contexts=self.share_contexts)
+
+    def prepare_teacher(self, rollouts: Sequence[Rollout], plan: Sequence[Sequence[int]]) -> None:
+        """Before a step's first micro-batch: see `packing.PrefixCache.prepare`."""
+        if self.teacher is not None and not self.teacher.moves and self.share_contexts:
+            prefixes = (_shared_prefix([rollouts[i] for i in members]) for members in plan)
+            self._teacher_prefixes.prepare(self.teacher.network(self.student), prefixes)
 
     def view_divergences(
         self, rollouts: Sequence[Rollout], max_tokens: int | None, kept: dict[int, Tensor] | None = None
@@ -164,9 +172,7 @@ class ViewScorer:
     def views(self, rollouts: Sequence[Rollout]) -> tuple[ViewBatch, ViewBatch]:
         """Both views of a micro-batch over the same completion ids."""
         completions = [rollout.completion_ids for rollout in rollouts]
-        prefix = rollouts[0].context_prefix
-        shared = all(rollout.context_prefix == prefix for rollout in rollouts)
-        prefix = prefix if shared and self.share_contexts else ()
+        prefix = _shared_prefix(rollouts) if self.share_contexts else ()
         device = self.student.device
         return (
             lay_out([rollout.no_context_ids for rollout in rollouts], completions, (), self.pad_id, device),
@@ -205,6 +211,12 @@ class ViewScorer:
 
     def _log_probabilities(self, model: PreTrainedModel, hidden_TH: Tensor) -> Tensor:
         return head_logits(model, hidden_TH, self.vocab_size).float().log_softmax(-1)
+
+
+def _shared_prefix(rollouts: Sequence[Rollout]) -> tuple[int, ...]:
+    """The context that all of a micro-batch share, or nothing."""
+    prefix = rollouts[0].context_prefix
+    return prefix if all(rollout.context_prefix == prefix for rollout in rollouts) else ()
 
 
 def _all_share(student: PreTrainedModel, teacher: Teacher | None, ema_anchor: PreTrainedModel | None) -> bool:

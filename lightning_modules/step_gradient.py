@@ -16,8 +16,7 @@ fused      `objective.fused`: the vocabulary in chunks, and the two terms one af
 reference  `objective.consistency.token_terms` on all logits, one backward pass: to read, and to check against.
 
 The numbers of passes and of backward calls depend on the settings and the coefficient alone, never on the data: ranks
-agree on them. The number of chunks does depend on it. That is no matter where a chunk exchanges nothing; under ZeRO-3
-the head of every chunk would be gathered from all ranks, so there the reference is run.
+agree on them. The number of chunks does depend on it, which is no matter: a chunk exchanges nothing (`chunked`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_modules.objective.consistency import ObjectiveSettings, TokenTerms
@@ -57,7 +55,7 @@ class StepGradient:
             scale: of the whole sum, such as one over the step's tokens.
             backward: called once or twice.
         """
-        if self.implementation == "reference" or self._is_partitioned():
+        if self.implementation == "reference":
             terms = self.scorer.terms(rollouts, self.settings.token_terms, with_consistency=coef > 0.0)
             backward(scale * terms.loss_T(coef).sum(), True)
         else:
@@ -66,14 +64,6 @@ class StepGradient:
         if terms.consistency_T is not None:
             sums |= {"nca": terms.consistency_T, "consistency_weight": terms.weight_T}
         return {name: float(values_T.detach().sum()) for name, values_T in sums.items()}
-
-    def _is_partitioned(self) -> bool:
-        """Whether ZeRO-3 spreads the student's head over the ranks; its parameters carry a `ds_id` then."""
-        head = self.scorer.student.get_output_embeddings()
-        partitioned = any(hasattr(parameter, "ds_id") for parameter in head.parameters())
-        if partitioned:
-            rank_zero_warn("The head is partitioned (ZeRO-3): objective_implementation is reference, not fused.")
-        return partitioned
 
     def _add_fused(self, rollouts: Sequence[Rollout], coef: float, scale: float, backward: Backward) -> TokenTerms:
         scorer, settings = self.scorer, self.settings

@@ -8,8 +8,11 @@ scales them.
 
 Heads. A plain ``nn.Linear`` is multiplied here, over the tokenizer's columns alone. Any other module (an adapter on the
 head, one with hooks) is called, and autograd goes through it within the chunk: the same bound, except that a trained
-weight inside costs one more buffer of its own size. Views may have different heads of different hidden sizes. Nothing
-here communicates between ranks, so that ranks may differ in tokens and chunks.
+weight inside costs one more buffer of its own size. Views may have different heads of different hidden sizes.
+
+Ranks may differ in tokens and chunks, for nothing here communicates, but for ZeRO-3: a head that it has spread over the
+ranks is whole only while its module is being called. The whole sum is then run AS that call (`_within`): DeepSpeed's
+hooks gather each head once forward and once backward, however many chunks there are.
 
 Shape suffixes as in `divergences`, and: C tokens of a chunk, H hidden size (of the view's own model).
 """
@@ -104,16 +107,60 @@ def sum_over_tokens(
         weight_T: constant weight of each token; None: 1.
     """
     vocab_size = views[0].vocab_size
-    heads: dict[nn.Module, _LinearHead | _ModuleHead] = {}
-    for view in sorted(views, key=lambda view: not view.takes_gradient):
-        if view.head not in heads:
-            heads[view.head] = _as_head(view.head, vocab_size, trains=view.takes_gradient)
-    inputs = [view.hidden_TH for view in views if view.takes_gradient]
-    inputs += [parameter for head in heads.values() for parameter in head.parameters]
-    with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    job = _Job(views, heads, terms, support, temperature, columns_TK, weight_T, with_gradient)
-    total, *statistics = _SumOverTokens.apply(job, *inputs)
+    # Those that take gradient come last: `_within` runs the sum as the call of the last one.
+    spread = {view.head: view for view in sorted(views, key=lambda view: view.takes_gradient) if is_spread(view.head)}
+
+    def run(views: Sequence[Projection]) -> tuple[Tensor, ...]:
+        heads: dict[nn.Module, _LinearHead | _ModuleHead] = {}
+        for view in sorted(views, key=lambda view: not view.takes_gradient):
+            if view.head not in heads:
+                heads[view.head] = _as_head(view.head, vocab_size, trains=view.takes_gradient)
+        inputs = [view.hidden_TH for view in views if view.takes_gradient]
+        inputs += [parameter for head in heads.values() for parameter in head.parameters]
+        with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        job = _Job(views, heads, terms, support, temperature, columns_TK, weight_T, with_gradient)
+        summed: tuple[Tensor, ...] = _SumOverTokens.apply(job, *inputs)
+        return summed
+
+    total, *statistics = _within(list(spread), views, run)
     return total, statistics
+
+
+def is_spread(head: nn.Module) -> bool:
+    """Whether ZeRO-3 has spread the head's weights over the ranks; its parameters carry a `ds_id` then."""
+    return any(hasattr(parameter, "ds_id") for parameter in head.parameters())
+
+
+def _within(
+    heads: Sequence[nn.Module],
+    views: Sequence[Projection],
+    run: Callable[[Sequence[Projection]], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """Run the sum while `heads` are being called, each within the one before it; the last may take gradient."""
+    if not heads:
+        return run(views)
+    head, *inner = heads
+    mine = [i for i, view in enumerate(views) if view.head is head and view.takes_gradient]
+    results: list[tuple[Tensor, ...]] = []
+
+    def forward(*hidden: Tensor) -> tuple[Tensor, ...]:
+        # The hidden states that come in are others than those handed over: DeepSpeed has tied its hooks to them.
+        given = dict(zip(mine, hidden, strict=False))
+        results.append(
+            _within(inner, [replace(v, hidden_TH=given.get(i, v.hidden_TH)) for i, v in enumerate(views)], run)
+        )
+        # Hooks for the backward pass are tied to what comes out: none for a head that takes no gradient.
+        return results[0] if mine else ()
+
+    own = head.__dict__.get("forward")
+    head.forward = forward
+    try:
+        out: tuple[Tensor, ...] = head(*(views[i].hidden_TH for i in mine))
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+    return out if mine else results[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +263,9 @@ class _SumOverTokens(torch.autograd.Function):
 
 
 def _as_head(head: nn.Module, vocab_size: int, *, trains: bool) -> _LinearHead | _ModuleHead:
-    # Hooks must see their module called: with them, ZeRO-3 gathers a weight that is empty outside of the call.
-    is_plain = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+    # Hooks must see their module called; those of ZeRO-3 do (`_within`).
+    has_hooks = bool(head._forward_hooks or head._forward_pre_hooks) and not is_spread(head)
+    is_plain = type(head) is nn.Linear and not has_hooks
     return (_LinearHead if is_plain else _ModuleHead)(head, vocab_size, trains)
 
 

@@ -301,3 +301,40 @@ def test_extreme_logits_stay_finite():
         loss, _ = case.fused(replace(ObjectiveSettings("symmetric"), support=Support(kind, 1)), 0.5)
         assert torch.isfinite(loss)
         assert all(torch.isfinite(g).all() for g in case.gradients(loss) if g is not None)
+
+
+def spread(head: nn.Linear) -> list[str]:
+    """Make a head like ZeRO-3 does: its weights are there while it is being called, forward or backward."""
+    calls, whole = [], {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
+
+    def gather(*_):
+        calls.append("call")
+        for name, parameter in head.named_parameters():
+            parameter.data.copy_(whole[name])
+
+    def release(*_):
+        for parameter in head.parameters():
+            parameter.data.fill_(torch.nan)
+
+    for parameter in head.parameters():
+        parameter.ds_id = 0
+    head.register_forward_pre_hook(gather)
+    head.register_forward_hook(release)
+    release()
+    return calls
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_heads_that_zero3_has_spread_are_called_once_for_all_chunks(variant):
+    objective = ObjectiveSettings(consistency=variant)
+    case, other = Case(), Case()
+    expected = [*other.fused(objective, 0.6)[1], *other.gradients(other.fused(objective, 0.6)[0])]
+    calls = [spread(head) for head in (case.head, case.teacher_head)]
+    loss, terms = case.fused(objective, 0.6)
+    num_terms = 1 if variant == "none" else 2
+    assert len(calls[0]) == num_terms  # not once per chunk: there are three
+    assert len(calls[1]) == {"dual_opd": 2, "ema_anchor": 2, "teacher_no_context_anchor": 2}.get(variant, 1)
+    for our, their in zip([*terms, *case.gradients(loss)], expected, strict=True):
+        assert (our is None) == (their is None)
+        if our is not None:
+            torch.testing.assert_close(our, their)

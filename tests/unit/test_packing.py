@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from lightning_modules import packing
 from lightning_modules.objective.consistency import token_terms
 from lightning_modules.objective.divergences import Support
 from lightning_modules.packing import (
@@ -236,6 +237,25 @@ def test_prefix_cache_forgets_the_oldest_and_equals_a_fresh_run():
     assert set(cache._kept) == {(7, 8, 9), (1, 2, 3)}
     fresh = prefix_keys_values(model, second)
     torch.testing.assert_close(cache.get(model, second)[0][0], fresh[0][0].detach())
+
+
+def test_ranks_that_must_agree_run_as_many_passes(monkeypatch):
+    model, asked = MODEL["llama"], []
+    passes = []
+    monkeypatch.setattr(packing, "prefix_keys_values", lambda m, ids: passes.append(ids.tolist()) or [(ids, ids)])
+
+    def others_miss_three(own: int) -> int:
+        asked.append(own)
+        return max(own, 3)
+
+    cache = PrefixCache(6, others_miss_three)
+    cache.prepare(model, [(1, 2, 3), (), (1, 2, 3), (4, 5), (7, 8)])  # the third would be over the bound
+    assert (asked, passes) == ([2], [[1, 2, 3], [4, 5], [0]])
+    assert cache.get(model, torch.tensor([4, 5])) is not None
+    assert cache.get(model, torch.tensor([7, 8])) is None  # `get` runs nothing, for the others would not
+    cache.prepare(model, [(7, 8), (1, 2, 3)])
+    assert (asked, passes[3:]) == ([2, 1], [[7, 8], [0], [0]])
+    assert set(cache._kept) == {(1, 2, 3), (7, 8)}  # (4, 5) was used longest ago
 
 
 def test_a_cached_prefix_is_not_changed_by_its_use():
