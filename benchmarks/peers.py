@@ -1,7 +1,7 @@
-"""What others do with the same tokens: the textbook loss in plain transformers, and TRL's SDFTTrainer.
+"""What others do with the same tokens: the textbook loss in plain transformers or with Liger's kernels, and TRL.
 
-Both run each view of each example in full and hold the logits of every completion token. Every contestant of a
-benchmark has the same student, the same optimizer, the same tokens and the same budget of trained tokens in a
+All run each view of each example in full; all but Liger's hold the logits of every completion token. Every contestant
+of a benchmark has the same student, the same optimizer, the same tokens and the same budget of trained tokens in a
 micro-batch, and adds the gradient of mean_t OPD (+ coefficient x mean_t NCA) of one micro-batch in `run`.
 """
 
@@ -81,6 +81,56 @@ class Textbook:
     def _log_probabilities(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         logits = model(ids, use_cache=False, logits_to_keep=self.completion + 1).logits[:, :-1]
         return logits.float().log_softmax(-1)
+
+
+class TwoKernels(Textbook):
+    """OPD and NCA by two separate fused kernels: Liger's linear JSD, which takes hidden states and heads.
+
+    beta = 1 is KL(student || teacher), OPD with q_x as its student and f as its teacher; beta = 0 is KL(teacher ||
+    student), NCA with q_c as its student and the stopped q_x as its teacher. Liger compiles them on a GPU.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        shape: Shape,
+        tokens: tuple[list[int], list[list[int]], list[list[int]]],
+        max_tokens: int,
+        consistency_coef: float,
+    ) -> None:
+        """As `Textbook`; the coefficient must not be 0.
+
+        Raises:
+            ImportError: if Liger is not installed.
+        """
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        super().__init__(student, teacher, shape, tokens, max_tokens, consistency_coef)
+        self.name = "two fused kernels OPD + NCA"
+        settings: dict[str, Any] = {"weight_hard_loss": 0.0, "weight_soft_loss": 1.0}
+        settings["compiled"] = student.device.type == "cuda"
+        self.opd = LigerFusedLinearJSDLoss(beta=1.0, **settings)
+        self.nca = LigerFusedLinearJSDLoss(beta=0.0, **settings)
+
+    def run(self, index: int) -> float:
+        """See `Contestant`."""
+        rows = list(self.micro_batches[index])
+        labels = self.no_context[rows][:, -self.completion :].flatten()
+        head, teacher_head = (model.get_output_embeddings().weight for model in (self.student, self.teacher))
+        q_x = self._hidden(self.student, self.no_context[rows])
+        with torch.no_grad():
+            f = self._hidden(self.teacher, self.with_context[rows])
+        loss = self.opd(q_x, head, f, teacher_head, labels)
+        q_c = self._hidden(self.student, self.with_context[rows])
+        loss = loss + self.consistency_coef * self.nca(q_c, head, q_x.detach(), head.detach(), labels)
+        loss = loss * len(rows) / len(self.no_context)
+        loss.backward()
+        return float(loss.detach())
+
+    def _hidden(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
+        hidden: Tensor = model.base_model(ids, use_cache=False).last_hidden_state
+        return hidden[:, -self.completion - 1 : -1].flatten(0, 1)
 
 
 class TRL:

@@ -6,8 +6,11 @@ import importlib.util
 import json
 
 import pytest
+import torch
 
-from benchmarks import limit, scaling, step
+from benchmarks import limit, peers, scaling, step
+from benchmarks.workload import made_step
+from lightning_modules.models import ModelSpec, load_model
 
 TRL = [] if importlib.util.find_spec("trl") else ["--without-trl"]
 """`make test-engines` installs it, and runs this file too."""
@@ -35,6 +38,22 @@ def test_step_compares_contestants_that_compute_the_same_thing(tiny, tmp_path, c
         assert opd[0] > 1e-6
         assert case["ratios"].keys() == {f"{first} / {second}" for first, second in step.PAIRS if second in contestants}
     assert "| ours OPD + NCA |" in capsys.readouterr().out
+
+
+def test_two_fused_kernels_compute_what_the_textbook_does(tiny_model_dir):
+    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed: make test-engines installs it")
+    student = load_model(ModelSpec(str(tiny_model_dir)))
+    teacher = load_model(ModelSpec(str(tiny_model_dir)))
+    step.add_noise(student)
+    shape = step.Shape(3, 8, 4, 24)
+    found = []
+    for kind in (peers.Textbook, peers.TwoKernels):
+        one = kind(student, teacher, shape, made_step(shape, student.config.vocab_size), 80, 0.5)
+        loss = sum(one.run(index) for index in range(one.num_micro_batches))
+        found.append([torch.tensor(loss), *(parameter.grad.clone() for parameter in student.parameters())])
+        student.zero_grad()
+    for textbook, kernels in zip(*found, strict=True):
+        torch.testing.assert_close(kernels, textbook, rtol=1e-3, atol=1e-6)
 
 
 def test_contestants_that_disagree_are_not_timed():
