@@ -47,7 +47,7 @@ $(ENGINES): setup.cfg pyproject.toml constraints.txt constraints-engines.txt
 	touch $(ENGINES)
 
 test-engines: $(ENGINES)
-	$(ENGINES_BIN)/python -m pytest tests/engines
+	$(ENGINES_BIN)/python -m pytest tests/engines tests/integration/test_benchmarks.py
 
 # Hours on two cores; nothing else should run beside it. TRL comes with the engines.
 bench: $(ENGINES)
