@@ -1,4 +1,4 @@
-"""`RolloutTable`: what the student says while it trains."""
+"""`RolloutTable`: what a run trains on, in words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.durable_files import read_whole_lines, replace
 
-COLUMNS = ["step", "id", "prompt", "completion", "length", "finished"]
+COLUMNS = ["step", "id", "view", "prompt", "completion", "length", "finished"]
+"""`view` is the one that the completion was sampled from, `prompt` that view's."""
 
 
 class RolloutTable(Callback):
@@ -48,17 +49,17 @@ class RolloutTable(Callback):
         step = trainer.global_step
         if not trainer.is_global_zero or step % self.every_n_steps:
             return
-        pairs = zip(outputs["prompts"], outputs["completions"], strict=True)
         rows = [
             [
                 step,
-                pair.example_id,
-                pair.no_context_text,
-                completion.text,
-                len(completion.token_ids),
-                completion.finished,
+                turn.prompts.example_id,
+                turn.view,
+                turn.prompts.text(turn.view),
+                turn.completion.text,
+                len(turn.completion.token_ids),
+                turn.completion.finished,
             ]
-            for pair, completion in list(pairs)[: self.num_rollouts]
+            for turn in outputs["turns"][: self.num_rollouts]
         ]
         with open(Path(trainer.default_root_dir) / "rollouts.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)

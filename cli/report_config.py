@@ -23,6 +23,11 @@ class RunConfig:
     consistency_coef: float | None = None
     consistency_delay_steps: int = 0
     consistency_warmup_steps: int = 0
+    sampler: str | None = None
+    """``teacher`` where the teacher samples what is trained on; None: not said, and so the student."""
+    context_share: float = 0.0
+    distillation: str | None = None
+    beta: float | None = None
     data: str | None = None
     """Class of the data module without its package, and the game where it is one."""
     context: str | None = None
@@ -42,12 +47,28 @@ class RunConfig:
         return " / ".join([*parts, f"teacher {self.teacher}"] if self.teacher else parts)
 
     @property
+    def baseline(self) -> str | None:
+        """Name of a method that samples otherwise than on-policy distillation (`lightning_modules.rollout.sources`)."""
+        if self.sampler == "teacher" and self.distillation == "cross_entropy":
+            return "sft"
+        if self.sampler == "teacher":
+            return "off_policy_cd" if self.beta == 0.0 else f"off_policy_cd beta {self.beta}"
+        return f"context_dropout {self.context_share:g}" if self.context_share else None
+
+    @property
     def method(self) -> str:
-        """The consistency term, its coefficient and its warm-up, in words."""
+        """Who samples, where it is not the student without the context, and the consistency term, in words."""
         if self.consistency is None:
             return UNKNOWN
-        if self.consistency == "none" or self.consistency_coef is None:
-            return self.consistency
+        if self.baseline is None:
+            return self._term
+        return self.baseline if self.consistency == "none" else f"{self.baseline} + {self._term}"
+
+    @property
+    def _term(self) -> str:
+        """The consistency term, its coefficient and its warm-up."""
+        if self.consistency is None or self.consistency == "none" or self.consistency_coef is None:
+            return self.consistency or UNKNOWN
         words = f"{self.consistency} x {self.consistency_coef:g}"
         if self.consistency_delay_steps or self.consistency_warmup_steps:
             words += f", from step {self.consistency_delay_steps}, full at "
@@ -64,11 +85,16 @@ def read_config(path: Path) -> RunConfig:
     if not isinstance(config, dict):
         return RunConfig()
     model, data = _arguments(config.get("model")), _arguments(config.get("data"))
+    rollouts = _mapping(model.get("rollouts"))
     return RunConfig(
         consistency=_text(model.get("consistency")),
         consistency_coef=_number(model.get("consistency_coef")),
         consistency_delay_steps=_whole(model.get("consistency_delay_steps")) or 0,
         consistency_warmup_steps=_whole(model.get("consistency_warmup_steps")) or 0,
+        sampler=_text(rollouts.get("sampler")),
+        context_share=_number(rollouts.get("context_share")) or 0.0,
+        distillation=_text(model.get("distillation")),
+        beta=_number(model.get("beta")),
         data=_data_name(config.get("data"), data),
         context=_text(data.get("context")),
         student=_text(_mapping(model.get("student")).get("name")),
@@ -85,7 +111,12 @@ def differing_choices(configs: list[RunConfig]) -> list[str]:
 
 
 def _choices(model: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, str]:
-    named = ("consistency", "consistency_coef", "consistency_delay_steps", "consistency_warmup_steps", "student.name")
+    named = [
+        *("consistency", "consistency_coef", "consistency_delay_steps", "consistency_warmup_steps", "student.name"),
+        *("rollouts.sampler", "rollouts.context_share", "distillation"),
+    ]
+    if _mapping(model.get("rollouts")).get("sampler") == "teacher":
+        named.append("beta")  # the method's name has it
     length = {name: trainer.get(name) for name in ("max_steps", "precision")}
     flat = _flatten({"model": model, "data": data, "trainer": length}, "")
     left_out = {f"model.{name}" for name in named} | {"data.context"}

@@ -97,8 +97,9 @@ def _label(method: MethodResult) -> str:
 def _run_label(run: Run) -> str:
     """The folder's name, with what it does not say of the method."""
     detail = "" if run.consistency is None else run.method
-    if run.consistency is not None and run.consistency in run.label:
-        detail = detail.removeprefix(run.consistency).strip(" ,")
+    name = run.config.baseline or run.consistency
+    if name is not None and name in run.label:
+        detail = detail.removeprefix(name).strip(" ,+")
     return f"{run.label} ({detail})" if detail else run.label
 
 

@@ -13,7 +13,7 @@ from callbacks.removability_statistics import Interval
 from cli.report_runs import Run, Series, series
 
 BASELINE = "none"
-"""`model.consistency` of distillation alone."""
+"""`RunConfig.method` of on-policy distillation alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ class MethodResult:
 
     @property
     def is_baseline(self) -> bool:
-        """Distillation alone."""
-        return self.runs[0].consistency == BASELINE
+        """On-policy distillation alone."""
+        return self.runs[0].method == BASELINE
 
 
 @dataclass(frozen=True, slots=True)

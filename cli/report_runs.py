@@ -48,7 +48,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The consistency term, its coefficient and its warm-up, in words."""
+        """See `RunConfig.method`."""
         return self.config.method
 
     @property

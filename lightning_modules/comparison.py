@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from datamodules.example import Environment, Example, Grade
 from lightning_modules.packing import Rollout
 from lightning_modules.rollout.engine import Completion, RolloutEngine, SamplingSpec
-from lightning_modules.rollout.episodes import Episode, Turn, View, play_episodes
+from lightning_modules.rollout.episodes import Episode, Turn, play_episodes
 from lightning_modules.scoring import ViewScorer
-from lightning_modules.views import ContextSlot, PromptPair, ViewRenderer
+from lightning_modules.views import ContextSlot, PromptPair, View, ViewRenderer
 
 OpenGame = Callable[[Example], Environment | None]
 """Opens the game of an example; None: the example is a question."""

@@ -1,11 +1,11 @@
-"""`ContextDistillation`: on-policy distillation of a removable context, with a consistency term (arXiv:2606.11627).
+"""`ContextDistillation`: distillation of a removable context, with a consistency term (arXiv:2606.11627).
 
 One training step is one optimizer step:
 
 1. the DataModule yields a list of examples;
 2. `views` renders both prompts of each;
-3. the rollout engine samples completions from the no-context prompt with the current student; games are played to
-   their end, and every turn is a completion (`rollout.episodes`);
+3. the rollout engine samples completions from the no-context prompt with the current student (a baseline may sample
+   otherwise: `rollout.sources`); games are played to their end, and every turn is a completion (`rollout.episodes`);
 4. `packing` cuts them into micro-batches;
 5. teacher with context, student without context, student with context: hidden states at the completion's tokens;
 6. `objective` turns them into per-token terms; each is summed and divided by the token count of the GLOBAL optimizer
@@ -22,6 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -35,20 +36,29 @@ from transformers import PreTrainedModel
 from datamodules.example import Environment, Example
 from lightning_modules.comparison import ComparisonSpec, ViewComparer, ViewComparison
 from lightning_modules.models import ModelSpec, check_plain_head, freeze, frozen_copy, load_model, load_tokenizer
-from lightning_modules.objective.consistency import Consistency, ObjectiveSettings, coefficient_at, separate_anchor
+from lightning_modules.objective.consistency import (
+    CoefficientSchedule,
+    Consistency,
+    DistillationTerm,
+    ObjectiveSettings,
+    separate_anchor,
+)
 from lightning_modules.objective.divergences import Support
 from lightning_modules.packing import Rollout
-from lightning_modules.rollout.engine import SamplingSpec
+from lightning_modules.ranks import max_over_ranks, sum_over_ranks
+from lightning_modules.rollout.engine import RolloutEngine, SamplingSpec
 from lightning_modules.rollout.engines import EngineSpec, make_engine
-from lightning_modules.rollout.episodes import Episode, GameCounts, View, all_turns, count_games, play_episodes
-from lightning_modules.rollout.hf import own_random_state
+from lightning_modules.rollout.episodes import Episode, all_turns, play_episodes
+from lightning_modules.rollout.hf import HFRolloutEngine, own_random_state
+from lightning_modules.rollout.sources import RolloutSpec, check_method
 from lightning_modules.rollout.vllm import VLLMRolloutEngine
 from lightning_modules.scoring import ViewScorer
 from lightning_modules.step_gradient import Implementation, StepGradient
+from lightning_modules.step_metrics import step_metrics
 from lightning_modules.strategies import parameter_shapes, whole_weights, zero_stage
 from lightning_modules.teachers import Teacher, TeacherSpec, update_average
 from lightning_modules.updates import updates_for
-from lightning_modules.views import ViewRenderer, ViewSpec
+from lightning_modules.views import View, ViewRenderer, ViewSpec
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -62,6 +72,7 @@ class ContextDistillation(L.LightningModule):
         student: the model to train.
         teacher: who scores its answers with the context; default: a frozen copy of the initial student.
         views: how the two prompts are rendered.
+        rollouts: who samples them, and from which prompt; default: the student, without the context.
         sampling: how rollouts are drawn. The paper: temperature 1.0, at most 512 tokens.
         evaluation: how evaluations decode; default: greedily, with the rollouts' max_completion_length.
         optimizer: called with the student's parameters.
@@ -72,7 +83,8 @@ class ContextDistillation(L.LightningModule):
         consistency_warmup_steps: optimizer steps of linear rise to consistency_coef. The paper: 0.
         adaptive_tau: scale in nats of ``adaptive_anchor``: an example at mean KL(q_x || f) = tau weighs 1/e.
         anchor_update_rate: share of the student mixed into the anchor of ``ema_anchor`` after each step, in (0, 1].
-        beta: divergence of the distillation term: 1 is reverse KL(q_x || f), 0 forward KL, between them JSD.
+        distillation: the first term: ``kl``, or ``cross_entropy`` on completions of the teacher (fine-tuning).
+        beta: divergence of the term ``kl``: 1 is reverse KL(q_x || f), 0 forward KL, between them JSD.
         support: vocabulary support of all divergences; default: the full vocabulary.
         loss_temperature: divides the logits of every view in the loss.
         objective_implementation: ``fused`` never holds the vocabulary for all tokens; ``reference`` is plain autograd.
@@ -84,7 +96,7 @@ class ContextDistillation(L.LightningModule):
         teacher_cache_tokens: tokens of contexts whose keys and values are kept for a teacher that does not move, which
             computes a context once per run then; 0: none. `packing.PrefixCache` says what a token takes.
         rollout_batch_size: prompts per call of generate; with vLLM, requests that are worked on at once.
-        engine: what samples: transformers' generate (default), or vLLM.
+        engine: what samples the student's: transformers' generate (default), or vLLM.
         seed: seeds the rollouts, together with step and rank.
 
     Raises:
@@ -97,6 +109,7 @@ class ContextDistillation(L.LightningModule):
         optimizer: OptimizerCallable,
         teacher: TeacherSpec = TeacherSpec(),
         views: ViewSpec = ViewSpec(),
+        rollouts: RolloutSpec = RolloutSpec(),
         sampling: SamplingSpec = SamplingSpec(),
         evaluation: SamplingSpec | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -106,6 +119,7 @@ class ContextDistillation(L.LightningModule):
         consistency_warmup_steps: int = 0,
         adaptive_tau: float = 0.5,
         anchor_update_rate: float = 0.05,
+        distillation: DistillationTerm = "kl",
         beta: float = 1.0,
         support: Support = Support(),
         loss_temperature: float = 1.0,
@@ -122,33 +136,22 @@ class ContextDistillation(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a frozen teacher is not in the checkpoint; on_load_checkpoint checks the student
-        _check_ranges(
-            consistency_coef=(consistency_coef, 0.0, None),
-            consistency_delay_steps=(consistency_delay_steps, 0, None),
-            consistency_warmup_steps=(consistency_warmup_steps, 0, None),
-            beta=(beta, 0.0, 1.0),
-            num_generations=(num_generations, 1, None),
-            rollout_batch_size=(rollout_batch_size, 1, None),
-            teacher_cache_tokens=(teacher_cache_tokens, 0, None),
-        )
-        _check_positive(
-            adaptive_tau=adaptive_tau,
-            anchor_update_rate=anchor_update_rate,
-            loss_temperature=loss_temperature,
-            gradient_clip_norm=gradient_clip_norm,
-        )
+        _check_at_least(1, num_generations=num_generations, rollout_batch_size=rollout_batch_size)
+        _check_at_least(0, teacher_cache_tokens=teacher_cache_tokens)
+        _check_positive(anchor_update_rate=anchor_update_rate, gradient_clip_norm=gradient_clip_norm)
+        objective = ObjectiveSettings(consistency, beta, support, loss_temperature, adaptive_tau, distillation)
+        check_method(rollouts, objective, engine)
         self.student_spec = student
         self.teacher_spec = teacher
         self.view_spec = views
+        self.rollout_spec = rollouts
         self.sampling = sampling
         self.evaluation = evaluation or SamplingSpec(sampling.max_completion_length, temperature=0.0)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.consistency: Consistency = consistency
-        self.consistency_coef = consistency_coef
-        self.consistency_delay_steps = consistency_delay_steps
-        self.consistency_warmup_steps = consistency_warmup_steps
+        self.schedule = CoefficientSchedule(consistency_coef, consistency_delay_steps, consistency_warmup_steps)
         self.anchor_update_rate = anchor_update_rate
-        self.objective_settings = ObjectiveSettings(consistency, beta, support, loss_temperature, adaptive_tau)
+        self.objective_settings = objective
         self.objective_implementation: Implementation = objective_implementation
         self.num_generations = num_generations
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
@@ -200,6 +203,10 @@ class ContextDistillation(L.LightningModule):
         positions = min(positions, self.engine_spec.vllm.max_model_len or positions)
         self.renderer = ViewRenderer(self.tokenizer, self.view_spec, positions, longest)
         self.engine = make_engine(self.engine_spec, student, self.tokenizer, self.rollout_batch_size)
+        self.rollout_engine: RolloutEngine = self.engine
+        if self.rollout_spec.sampler == "teacher":
+            network = self.teacher.network(student)
+            self.rollout_engine = HFRolloutEngine(network, self.tokenizer, self.rollout_batch_size)
         self.scorer = ViewScorer(
             student,
             self.teacher,
@@ -251,23 +258,22 @@ class ContextDistillation(L.LightningModule):
         started, step = time.monotonic(), self.trainer.global_step
         with own_random_state(self._step_seed(step), self.device):
             examples = [example for example in batch for _ in range(self.num_generations)]
-            with whole_weights(self.trainer.strategy, self.student), self.engine.current_weights():
-                episodes = self._play(examples, self.sampling, self._step_seed(step))
+            episodes = self._play(examples, self._step_seed(step), self.rollout_spec.views(examples, self.seed, step))
             turns = all_turns(episodes)
             num_tokens = self._sum_over_ranks(sum(len(turn.completion.token_ids) for turn in turns))
             coef = self.coefficient(step)
-            sums = self._backward([turn.rollout for turn in turns], coef, num_tokens)
+            sums = self._backward([self.rollout_spec.training_rollout(turn) for turn in turns], coef, num_tokens)
         gradient_norm = self._update(sums, num_tokens, step)
         self._log_step(sums, num_tokens, coef, gradient_norm, episodes, started)
-        prompts, completions = [turn.prompts for turn in turns], [turn.completion for turn in turns]
-        return {"num_tokens": int(num_tokens), "prompts": prompts, "completions": completions}
+        return {"num_tokens": int(num_tokens), "turns": turns}
 
-    def _play(
-        self, examples: Sequence[Example], sampling: SamplingSpec, seed: int, view: View = "no_context"
-    ) -> list[Episode]:
+    def _play(self, examples: Sequence[Example], seed: int, views: Sequence[View]) -> list[Episode]:
         """Answer the questions, and play the games that the trainer's DataModule opens."""
         environments = [self._open_game(example) for example in examples]
-        return play_episodes(examples, environments, self.renderer, self.engine, sampling, seed, view)
+        engine, teacher = self.rollout_engine, self.teacher.network(self.student)
+        sampler = teacher if self.rollout_spec.sampler == "teacher" else self.student
+        with whole_weights(self.trainer.strategy, sampler), engine.current_weights():
+            return play_episodes(examples, environments, self.renderer, engine, self.sampling, seed, views)
 
     def _open_game(self, example: Example) -> Environment | None:
         """The game of an example, as the trainer's DataModule opens it."""
@@ -276,9 +282,7 @@ class ContextDistillation(L.LightningModule):
 
     def coefficient(self, step: int) -> float:
         """Weight of the consistency term at optimizer step `step`, 0 for the variant ``none``."""
-        if self.consistency == "none":
-            return 0.0
-        return coefficient_at(step, self.consistency_coef, self.consistency_delay_steps, self.consistency_warmup_steps)
+        return 0.0 if self.consistency == "none" else self.schedule.at(step)
 
     def _backward(self, rollouts: Sequence[Rollout], coef: float, num_tokens: float) -> dict[str, float]:
         """Add every micro-batch's gradient; return the terms summed over this rank's tokens."""
@@ -286,7 +290,9 @@ class ContextDistillation(L.LightningModule):
         plan = self.scorer.plan(rollouts, self.max_tokens_per_micro_batch)
         self.scorer.prepare_teacher(rollouts, plan)
         num_own = len(plan)
-        plan += [plan[-1]] * (self._max_over_ranks(num_own) - num_own)  # dummies: every rank runs as many passes
+        plan += [plan[-1]] * (
+            max_over_ranks(self.trainer, num_own) - num_own
+        )  # dummies: every rank runs as many passes
         for position, members in enumerate(plan):
             is_dummy = position >= num_own
             # Ranks' gradients are averaged afterwards, so the sum over ranks needs their number back.
@@ -305,7 +311,7 @@ class ContextDistillation(L.LightningModule):
         """Clip, step the optimizer, the schedule and the moving averages; return the gradient norm before clipping."""
         is_finite = bool(np.isfinite([*sums.values()]).all())
         # All ranks stop, or none: a rank that steps alone would wait for the others.
-        norm = self.updates.step() if self._max_over_ranks(int(not is_finite)) == 0 else float("nan")
+        norm = self.updates.step() if max_over_ranks(self.trainer, int(not is_finite)) == 0 else float("nan")
         if not np.isfinite(norm):
             means = ", ".join(f"{name}={value / num_tokens:.4g}" for name, value in sums.items())
             raise NonFiniteLossError(
@@ -329,28 +335,23 @@ class ContextDistillation(L.LightningModule):
         episodes: Sequence[Episode],
         started: float,
     ) -> None:
-        completions = [turn.completion for turn in all_turns(episodes)]
-        means = {name: self._sum_over_ranks(value) / num_tokens for name, value in sums.items()}
-        lengths = [len(completion.token_ids) for completion in completions]
-        metrics = {f"train/{name}": value for name, value in means.items()}
-        metrics |= {
-            "train/consistency_coef": coef,
-            "train/gradient_norm": gradient_norm,
-            "train/learning_rate": cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"],
-            "completions/mean_length": float(np.mean(lengths)),
-            "completions/clipped_ratio": float(np.mean([not completion.finished for completion in completions])),
-        }
-        if self.engine.logprob_gap is not None:
-            metrics["rollout/logprob_gap"] = self.engine.logprob_gap
-        metrics |= GameCounts(*map(self._sum_over_ranks, count_games(episodes))).metrics()
-        elapsed = time.monotonic() - started
-        metrics |= {"throughput/tokens_per_s": num_tokens / elapsed, "throughput/step_s": elapsed}
+        metrics = step_metrics(
+            sums,
+            num_tokens,
+            episodes,
+            self._sum_over_ranks,
+            coef=coef,
+            gradient_norm=gradient_norm,
+            learning_rate=cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"],
+            logprob_gap=self.rollout_engine.logprob_gap,
+            elapsed_s=time.monotonic() - started,
+        )
         # At once, not through self.log: Lightning would hand the row over after its callbacks, and a run killed between
         # the checkpoint of a step and its row would lose the row. Numbered by completed steps, as evaluations are.
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)
-        self.log_dict(metrics, logger=False, batch_size=len(completions))
-        self.log("loss", means["loss"], prog_bar=True, logger=False)
+        self.log_dict(metrics, logger=False, batch_size=len(episodes))
+        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
@@ -380,10 +381,11 @@ class ContextDistillation(L.LightningModule):
             return self.comparer.base_divergences(comparisons, base)
 
     def draw_rollouts(self, examples: Sequence[Example]) -> list[Rollout]:
-        """Completions drawn as in training, the same on every rank; see `mechanism.protocol.ShowsMechanism`."""
+        """Completions drawn for the no-context view; see `mechanism.protocol.ShowsMechanism`."""
         seed = int(np.random.SeedSequence([self.seed], spawn_key=(1,)).generate_state(1)[0])
         with own_random_state(seed, self.device):
-            return [turn.rollout for turn in all_turns(self._play(examples, self.sampling, seed))]
+            views = replace(self.rollout_spec, context_share=0.0).views(examples, self.seed, step=0)
+            return [turn.rollout for turn in all_turns(self._play(examples, seed, views))]
 
     @contextmanager
     def initial_student(self) -> Iterator[PreTrainedModel]:
@@ -453,23 +455,13 @@ class ContextDistillation(L.LightningModule):
         return int(np.random.SeedSequence([self.seed, step, self.global_rank]).generate_state(1)[0])
 
     def _sum_over_ranks(self, value: float) -> float:
-        if self.trainer.world_size == 1:
-            return float(value)
-        tensor = torch.tensor(value, dtype=torch.float64 if self.device.type != "mps" else None, device=self.device)
-        return float(self.trainer.strategy.reduce(tensor, reduce_op="sum"))
-
-    def _max_over_ranks(self, value: int) -> int:
-        if self.trainer.world_size == 1:
-            return value
-        return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="max"))
+        return sum_over_ranks(self.trainer, value)
 
 
-def _check_ranges(**fields: tuple[float, float, float | None]) -> None:
-    for name, (value, low, high) in fields.items():
-        if value < low or (high is not None and value > high):
-            raise ValueError(
-                f"{name} is {value}; it must be at least {low}" + (f" and at most {high}." if high else ".")
-            )
+def _check_at_least(low: int, **fields: int) -> None:
+    for name, value in fields.items():
+        if value < low:
+            raise ValueError(f"{name} is {value}; it must be at least {low}.")
 
 
 def _check_positive(**fields: float | None) -> None:

@@ -41,6 +41,8 @@ class Rollout:
     context_prefix_length: int
     completion_ids: Sequence[int]
     """Sampled tokens; of a finished completion the end token is the last."""
+    student_reads_context: bool = False
+    """Whether distillation trains the student's with-context view on it (context dropout), not the one without."""
 
     @property
     def context_prefix(self) -> tuple[int, ...]:
@@ -63,6 +65,11 @@ class ViewBatch:
     lengths: tuple[int, ...]
     """Tokens of each suffix without padding; at least 2, as something predicts a first completion token."""
 
+    @property
+    def completion_ids(self) -> Tensor:
+        """The completion tokens, (T,)."""
+        return self.suffix_ids[self.rows, self.columns + 1]
+
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
     """Longest run of leading tokens that all rows share."""
@@ -76,8 +83,9 @@ def plan_micro_batches(
 ) -> list[list[int]]:
     """Cut a step into micro-batches of indices.
 
-    Rollouts that share a context come together, those of about equal length too. As few micro-batches as the budget
-    allows are made of them, and the dearest of those is made as cheap as possible, so that they cost about the same:
+    Rollouts that share a context come together, those of about equal length too, and never those that train different
+    views. As few micro-batches as the budget allows are made of them, and the dearest of those is made as cheap as
+    possible, so that they cost about the same:
 
         cost = tokens x PAIRS_PER_TOKEN + attended pairs
         tokens = P + sum of suffix lengths l,  pairs = P (P + 1) / 2 + sum of l P + l (l + 1) / 2
@@ -96,14 +104,19 @@ def plan_micro_batches(
     """
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens_per_micro_batch is {max_tokens}; it must be positive, or null for no limit.")
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[bool, tuple[int, ...]], list[int]] = defaultdict(list)
     for index, rollout in enumerate(rollouts):
-        groups[rollout.context_prefix].append(index)
+        groups[rollout.student_reads_context, rollout.context_prefix].append(index)
     # A context with a single rollout has nobody to share with: those are run together, in full.
-    alone = [members[0] for prefix, members in groups.items() if len(members) == 1 and prefix]
-    shared = [(len(prefix), members) for prefix, members in groups.items() if len(members) > 1 or not prefix]
+    alone: dict[bool, list[int]] = {False: [], True: []}
+    shared: list[tuple[int, list[int]]] = []
+    for (reads_context, prefix), members in groups.items():
+        if len(members) == 1 and prefix:
+            alone[reads_context] += members
+        else:
+            shared.append((len(prefix), members))
     batches: list[list[int]] = []
-    for prefix_length, members in [*shared, (0, alone)]:
+    for prefix_length, members in [*shared, (0, alone[False]), (0, alone[True])]:
         if members:
             counted = prefix_length if share_contexts else 0
             batches.extend(_cut(rollouts, members, counted, max_tokens, is_padded=not share_contexts))

@@ -68,7 +68,9 @@ class ViewScorer:
         self.anchor, self.ema_anchor = anchor, ema_anchor
         self._teacher_prefixes = PrefixCache(teacher_cache_tokens, max_over_ranks)
 
-    def terms(self, rollouts: Sequence[Rollout], objective: Objective, *, with_consistency: bool) -> TokenTerms:
+    def terms(
+        self, rollouts: Sequence[Rollout], objective: Objective, *, with_consistency: bool, with_teacher: bool = True
+    ) -> TokenTerms:
         """The objective's terms at every completion token of one micro-batch, with gradient to the student.
 
         The reference, with the whole vocabulary at all tokens: training runs `step_gradient` instead.
@@ -77,14 +79,16 @@ class ViewScorer:
             rollouts: the micro-batch.
             objective: what is made of the logits.
             with_consistency: False saves the student's with-context pass, while its coefficient is 0.
+            with_teacher: False saves the teacher's pass, where no term asks for it.
         """
         no_context, with_context = self.views(rollouts)
         anchor = self.anchor_projection(no_context) if with_consistency else None
         views = ViewLogits(
             self.student_projection(no_context).logits(),
-            self.teacher_projection(with_context).logits(),
+            self.teacher_projection(with_context).logits() if with_teacher else None,
             self.student_projection(with_context).logits() if with_consistency else None,
             None if anchor is None else anchor.logits(),
+            no_context.completion_ids,
         )
         return objective(views, no_context.rows)
 
@@ -170,14 +174,23 @@ class ViewScorer:
         return states_TH
 
     def views(self, rollouts: Sequence[Rollout]) -> tuple[ViewBatch, ViewBatch]:
-        """Both views of a micro-batch over the same completion ids."""
+        """The view that distillation trains, without the context for most, and the with-context view.
+
+        Both are over the same completion ids. `plan` never mixes rollouts that train different views.
+        """
+        reads_context = rollouts[0].student_reads_context
+        assert all(rollout.student_reads_context == reads_context for rollout in rollouts)
         completions = [rollout.completion_ids for rollout in rollouts]
         prefix = _shared_prefix(rollouts) if self.share_contexts else ()
         device = self.student.device
-        return (
-            lay_out([rollout.no_context_ids for rollout in rollouts], completions, (), self.pad_id, device),
-            lay_out([rollout.with_context_ids for rollout in rollouts], completions, prefix, self.pad_id, device),
+        with_context = lay_out(
+            [rollout.with_context_ids for rollout in rollouts], completions, prefix, self.pad_id, device
         )
+        if reads_context:
+            return with_context, with_context
+        return lay_out(
+            [rollout.no_context_ids for rollout in rollouts], completions, (), self.pad_id, device
+        ), with_context
 
     def student_projection(self, view: ViewBatch) -> Projection:
         """The student's distributions at the completion's tokens, with gradient."""

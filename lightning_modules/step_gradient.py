@@ -56,11 +56,17 @@ class StepGradient:
             backward: called once or twice.
         """
         if self.implementation == "reference":
-            terms = self.scorer.terms(rollouts, self.settings.token_terms, with_consistency=coef > 0.0)
+            terms = self.scorer.terms(
+                rollouts,
+                self.settings.token_terms,
+                with_consistency=coef > 0.0,
+                with_teacher=self.settings.needs_teacher,
+            )
             backward(scale * terms.loss_T(coef).sum(), True)
         else:
             terms = self._add_fused(rollouts, coef, scale, backward)
-        sums = {"opd": terms.opd_T, "entropy": terms.entropy_T, "loss": terms.loss_T(coef)}
+        first = "opd" if self.settings.distillation == "kl" else self.settings.distillation
+        sums = {first: terms.opd_T, "entropy": terms.entropy_T, "loss": terms.loss_T(coef)}
         if terms.consistency_T is not None:
             sums |= {"nca": terms.consistency_T, "consistency_weight": terms.weight_T}
         return {name: float(values_T.detach().sum()) for name, values_T in sums.items()}
@@ -68,9 +74,9 @@ class StepGradient:
     def _add_fused(self, rollouts: Sequence[Rollout], coef: float, scale: float, backward: Backward) -> TokenTerms:
         scorer, settings = self.scorer, self.settings
         no_context, with_context = scorer.views(rollouts)
-        f = scorer.teacher_projection(with_context)
+        f = scorer.teacher_projection(with_context) if settings.needs_teacher else None
         q_x = scorer.student_projection(no_context)
-        first = distillation(q_x, f, settings)
+        first = distillation(q_x, f, settings, no_context.completion_ids)
         loss, together = scale * first.loss, settings.consistency == "symmetric"
         if coef == 0.0:
             backward(loss, True)

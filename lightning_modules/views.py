@@ -30,6 +30,8 @@ from lightning_modules.packing import common_prefix
 
 ContextSlot = Literal["system", "leading_turns", "user"]
 
+View = Literal["no_context", "with_context"]
+
 
 @dataclass(frozen=True)
 class ViewSpec:
@@ -63,6 +65,14 @@ class PromptPair:
     def context_prefix(self) -> tuple[int, ...]:
         """The shared leading tokens themselves: examples with equal prefixes can share their computation."""
         return tuple(self.with_context_ids[: self.context_prefix_length])
+
+    def ids(self, view: View) -> list[int]:
+        """The prompt of a view, as token ids."""
+        return self.no_context_ids if view == "no_context" else self.with_context_ids
+
+    def text(self, view: View) -> str:
+        """The prompt of a view, as text."""
+        return self.no_context_text if view == "no_context" else self.with_context_text
 
 
 class ViewRenderer:

@@ -26,8 +26,9 @@ class ShowsMechanism(Protocol):
     """Budget of a pass, in with-context tokens; None: one pass per context."""
 
     def draw_rollouts(self, examples: Sequence[Example]) -> list[Rollout]:
-        """Draw no-context completions as training does: of a question one, of a game one per turn.
+        """Draw completions as training does: of a question one, of a game one per turn.
 
+        They train the no-context view: under context dropout those that the student samples without the context.
         The same on every rank, the same for the same weights, and without changing any random state.
         """
         ...

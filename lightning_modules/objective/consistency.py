@@ -1,12 +1,18 @@
-"""On-policy distillation with a consistency term, per completion token (arXiv:2606.11627).
+"""Distillation with a consistency term, per completion token (arXiv:2606.11627).
 
-Three distributions score the same completion y, sampled from the student without the context:
+Three distributions score the same completion y, sampled from the student without the context (`rollout.sources` has
+the baselines that sample otherwise):
 
     q_x = student(. | x, y<t)       no-context view, the one that is deployed
     q_c = student(. | c, x, y<t)    with-context view of the same weights
     f   = teacher(. | c, x, y<t)    sees the context, no gradient
 
-    loss = mean_t OPD_t + consistency_coef * mean_t weight_t * consistency_t      OPD_t = KL(q_x || f) for beta = 1
+    loss = mean_t OPD_t + consistency_coef * mean_t weight_t * consistency_t
+
+What `distillation` is (the first term; OPD_t whatever it is):
+
+    kl               KL(q_x || f) for beta = 1, KL(f || q_x) for beta = 0, between them JSD_beta
+    cross_entropy    -log q_x(y_t): supervised fine-tuning on y, for completions that the teacher sampled
 
 What `consistency` aligns (sg = stop-gradient), and whose idea it is:
 
@@ -37,7 +43,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_modules.objective.divergences import Support, distillation_divergence, entropy, kl
+from lightning_modules.objective.divergences import Support, cross_entropy, distillation_divergence, entropy, kl
 
 Consistency = Literal[
     "none",
@@ -50,6 +56,8 @@ Consistency = Literal[
 ]
 
 AnchorSource = Literal["ema", "teacher"]
+
+DistillationTerm = Literal["kl", "cross_entropy"]
 
 
 def separate_anchor(consistency: Consistency) -> AnchorSource | None:
@@ -70,6 +78,31 @@ class ObjectiveSettings:
     support: Support = Support()
     temperature: float = 1.0
     adaptive_tau: float = 0.5
+    distillation: DistillationTerm = "kl"
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that nothing that is set would be ignored.
+
+        Raises:
+            ValueError: naming the field of the configuration, its value and what is accepted.
+        """
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(f"beta is {self.beta}; it must be at least 0.0 and at most 1.0.")
+        for name, value in (("loss_temperature", self.temperature), ("adaptive_tau", self.adaptive_tau)):
+            if value <= 0.0:
+                raise ValueError(f"{name} is {value}; it must be positive.")
+        if self.distillation == "cross_entropy" and self.beta != 1.0:
+            raise ValueError(f"beta is {self.beta}, but distillation is 'cross_entropy', which has none; leave it out.")
+        if self.distillation == "cross_entropy" and self.support.kind != "full":
+            raise ValueError(
+                f"support.kind is {self.support.kind!r}, but distillation is 'cross_entropy': a sampled token need not "
+                "be among the student's likeliest. Use 'full'."
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher has to score the completions."""
+        return self.distillation == "kl" or self.consistency in ("dual_opd", "adaptive_anchor")
 
     def token_terms(self, views: ViewLogits, example_T: Tensor) -> TokenTerms:
         """`token_terms` with these settings."""
@@ -81,6 +114,7 @@ class ObjectiveSettings:
             support=self.support,
             temperature=self.temperature,
             adaptive_tau=self.adaptive_tau,
+            distillation=self.distillation,
         )
 
 
@@ -89,11 +123,14 @@ class ViewLogits:
     """Logits of the views at the same T completion tokens, (T, V) each."""
 
     student_no_context_TV: Tensor
-    teacher_with_context_TV: Tensor
+    teacher_with_context_TV: Tensor | None
+    """None where no term asks for the teacher (`ObjectiveSettings.needs_teacher`)."""
     student_with_context_TV: Tensor | None = None
     """None where no consistency term is computed (`none`, or a coefficient of 0 during the warm-up)."""
     anchor_TV: Tensor | None = None
     """No-context logits of a separate anchor (`separate_anchor`), without gradient."""
+    completion_T: Tensor | None = None
+    """Ids of the completion tokens, (T,), which `cross_entropy` wants to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +138,7 @@ class TokenTerms:
     """The terms of the loss at each completion token, (T,) each, in nats."""
 
     opd_T: Tensor
+    """The distillation term, whichever it is."""
     consistency_T: Tensor | None
     """Before its weight; None where it was not computed."""
     weight_T: Tensor
@@ -124,6 +162,7 @@ def token_terms(
     support: Support = Support(),
     temperature: float = 1.0,
     adaptive_tau: float = 0.5,
+    distillation: DistillationTerm = "kl",
 ) -> TokenTerms:
     """Both terms of the objective at every completion token.
 
@@ -131,10 +170,11 @@ def token_terms(
         views: logits of the views.
         example_T: index of the example each token belongs to; all tokens of an example are here (`adaptive_anchor`).
         consistency: what the second term aligns, see the module's docstring.
-        beta: divergence of the distillation term, 1 = KL(q_x || f).
+        beta: divergence of the distillation term ``kl``, 1 = KL(q_x || f).
         support: vocabulary support of every divergence; the default is the full vocabulary.
         temperature: divides all logits.
         adaptive_tau: scale in nats of `adaptive_anchor`: an example whose mean KL(q_x || f) is tau weighs 1/e.
+        distillation: what the first term is, see the module's docstring.
 
     Raises:
         ValueError: if the variant needs anchor logits and has none.
@@ -145,8 +185,14 @@ def token_terms(
         return support.log_probabilities(logits_TV / temperature, columns_TK)
 
     q_x = log_p(views.student_no_context_TV)
-    f = log_p(views.teacher_with_context_TV.detach())
-    opd_T = distillation_divergence(q_x, f, beta)
+    f = None if views.teacher_with_context_TV is None else log_p(views.teacher_with_context_TV.detach())
+    if distillation == "cross_entropy":
+        assert views.completion_T is not None
+        assert columns_TK is None, "ObjectiveSettings refuses a truncated support"
+        opd_T = cross_entropy(q_x, views.completion_T)
+    else:
+        assert f is not None
+        opd_T = distillation_divergence(q_x, f, beta)
     entropy_T = entropy(q_x.detach())
     weight_T = torch.ones_like(entropy_T)
     if consistency == "none" or views.student_with_context_TV is None:
@@ -157,11 +203,13 @@ def token_terms(
         case "no_context_anchor":
             consistency_T = kl(q_x.detach(), q_c)
         case "dual_opd":
+            assert f is not None
             consistency_T = kl(q_c, f)
         case "symmetric":
             consistency_T = 0.5 * (kl(q_x, q_c) + kl(q_c, q_x))
         case "adaptive_anchor":
             consistency_T = kl(q_x.detach(), q_c)
+            assert f is not None
             weight_T = adaptive_weight(kl(q_x.detach(), f), example_T, adaptive_tau)
         case "ema_anchor" | "teacher_no_context_anchor":
             if views.anchor_TV is None:
@@ -178,14 +226,36 @@ def adaptive_weight(kl_T: Tensor, example_T: Tensor, tau: float) -> Tensor:
     return torch.exp(-(sums / counts.clamp(min=1))[example_T] / tau)
 
 
-def coefficient_at(step: int, coef: float, delay_steps: int, warmup_steps: int) -> float:
-    """Coefficient of the consistency term at optimizer step `step` (0-based).
+@dataclass(frozen=True, slots=True)
+class CoefficientSchedule:
+    """The consistency term's coefficient over the optimizer steps.
 
     0 for the first `delay_steps` steps, then a linear rise that reaches `coef` after `warmup_steps` more. Both 0:
     constant, as in the paper.
     """
-    if step < delay_steps:
-        return 0.0
-    if step >= delay_steps + warmup_steps:
-        return coef
-    return coef * (step - delay_steps) / warmup_steps
+
+    coef: float
+    delay_steps: int = 0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: naming the field of the configuration and its value.
+        """
+        for name, value in (
+            ("coef", self.coef),
+            ("delay_steps", self.delay_steps),
+            ("warmup_steps", self.warmup_steps),
+        ):
+            if value < 0:
+                raise ValueError(f"consistency_{name} is {value}; it must be at least 0.")
+
+    def at(self, step: int) -> float:
+        """Coefficient at optimizer step `step` (0-based)."""
+        if step < self.delay_steps:
+            return 0.0
+        if step >= self.delay_steps + self.warmup_steps:
+            return self.coef
+        return self.coef * (step - self.delay_steps) / self.warmup_steps

@@ -86,6 +86,11 @@ def distillation_divergence(log_student_TK: Tensor, log_teacher_TK: Tensor, beta
     return beta * kl(log_teacher_TK, log_mixture_TK) + (1.0 - beta) * kl(log_student_TK, log_mixture_TK)
 
 
+def cross_entropy(log_q_TV: Tensor, completion_T: Tensor) -> Tensor:
+    """-log q(y_t) at each position, (T,), in nats, for the tokens y_t of the completion."""
+    return -log_q_TV.gather(-1, completion_T[:, None])[:, 0]
+
+
 def entropy(log_p_TK: Tensor) -> Tensor:
     """Entropy of p at each position, (T,), in nats."""
     return -(log_p_TK.exp() * log_p_TK).sum(-1)

@@ -6,6 +6,7 @@ a closed form in the logits over the support:
 
     KL(q || f)    in the logits of q    q (log q - log f - KL(q || f))                       OPD, dual_opd
     KL(p || q)    in the logits of q    q - p                                                the anchored variants
+    -log q(y)     in the logits of q    q - onehot(y)                                        cross_entropy
     JSD_beta      in the logits of q    (1 - beta) q (log q - log m - KL(q || m)),  m = beta f + (1 - beta) q
 
 `symmetric` is the mean of the first two, in the logits of both views. The top-k supports renormalise, so the same forms
@@ -13,7 +14,7 @@ hold over their columns.
 
 Two calls per micro-batch, one for each term of the loss (arXiv:2606.11627):
 
-    distillation(q_x, f)        sum_t OPD_t,                     gradient to q_x only
+    distillation(q_x, f, y)     sum_t OPD_t,                     gradient to q_x only
     consistency_term(...)       sum_t weight_t consistency_t,    gradient to q_c only (`symmetric`: to both)
 
 The second call needs nothing of the first one's graph (but for `symmetric`), so that its backward pass may be over
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from lightning_modules.objective.chunked import Chunk, Projection, sum_over_tokens
 from lightning_modules.objective.consistency import ObjectiveSettings, adaptive_weight
-from lightning_modules.objective.divergences import distillation_divergence, entropy, kl
+from lightning_modules.objective.divergences import cross_entropy, distillation_divergence, entropy, kl
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class Distillation:
     loss: Tensor
     """Sum over the tokens, a scalar."""
     opd_T: Tensor
-    kl_T: Tensor
-    """KL(q_x || f), whatever `beta`."""
+    kl_T: Tensor | None
+    """KL(q_x || f), whatever the term is; None where there is no teacher."""
     entropy_T: Tensor
     """Entropy of q_x over the support."""
     kept: KeptSupport | None
@@ -69,8 +70,21 @@ class ConsistencyTerm:
     weight_T: Tensor
 
 
-def distillation(q_x: Projection, f: Projection, settings: ObjectiveSettings) -> Distillation:
-    """The distillation term of q_x from f; the gradient reaches q_x only."""
+def distillation(
+    q_x: Projection, f: Projection | None, settings: ObjectiveSettings, completion_T: Tensor | None = None
+) -> Distillation:
+    """The distillation term of q_x; the gradient reaches q_x only.
+
+    Args:
+        q_x: the student's view that is trained.
+        f: the teacher; None only where `settings.needs_teacher` says so.
+        settings: the objective's.
+        completion_T: ids of the completion tokens, (T,), for ``cross_entropy``.
+    """
+    if settings.distillation == "cross_entropy":
+        assert completion_T is not None
+        return _cross_entropy(q_x, f, settings, completion_T)
+    assert f is not None
     beta = settings.beta
 
     def terms(chunk: Chunk) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -93,11 +107,31 @@ def distillation(q_x: Projection, f: Projection, settings: ObjectiveSettings) ->
     return Distillation(loss, opd_T, kl_T, entropy_T, KeptSupport(*kept) if kept else None)
 
 
+def _cross_entropy(
+    q_x: Projection, f: Projection | None, settings: ObjectiveSettings, completion_T: Tensor
+) -> Distillation:
+    """-log q_x(y_t), and KL(q_x || f) where there is a teacher, which `adaptive_anchor` goes by."""
+
+    def terms(chunk: Chunk) -> tuple[list[Tensor], list[Tensor | None]]:
+        log_q, *log_f = chunk.log_p
+        y_C = completion_T[chunk.tokens]
+        statistics = [cross_entropy(log_q, y_C), entropy(log_q), *(kl(log_q, log_p) for log_p in log_f)]
+        gradient_CV = log_q.exp_()
+        gradient_CV[torch.arange(len(y_C), device=y_C.device), y_C] -= 1.0
+        return statistics, [gradient_CV, *(None for _ in log_f)]
+
+    views = [q_x] if f is None else [q_x, f.constant()]
+    loss, (opd_T, entropy_T, *kl_T) = sum_over_tokens(
+        views, terms, support=settings.support, temperature=settings.temperature
+    )
+    return Distillation(loss, opd_T, kl_T[0] if kl_T else None, entropy_T, None)
+
+
 def consistency_term(
     first: Distillation,
     q_x: Projection,
     q_c: Projection,
-    f: Projection,
+    f: Projection | None,
     anchor: Projection | None,
     example_T: Tensor,
     settings: ObjectiveSettings,
@@ -108,7 +142,7 @@ def consistency_term(
         first: the distillation term at the same tokens.
         q_x: the student's no-context view.
         q_c: the student's with-context view.
-        f: the teacher.
+        f: the teacher; None only where `settings.needs_teacher` says so.
         anchor: a separate anchor's no-context view, where the variant has one.
         example_T: index of the example each token belongs to; all tokens of an example are here (`adaptive_anchor`).
         settings: the objective's.
@@ -120,6 +154,7 @@ def consistency_term(
     assert variant != "none", "OPD alone has no second term"
     weight_T = None
     if variant == "adaptive_anchor":
+        assert first.kl_T is not None
         weight_T = adaptive_weight(first.kl_T, example_T, settings.adaptive_tau)
     # What q_c is compared with: log-probabilities that were kept, or a view to project.
     known_TK: Tensor | None = None
@@ -128,6 +163,7 @@ def consistency_term(
         case "symmetric":
             other = q_x
         case "dual_opd":
+            assert f is not None
             known_TK, other = (None, f.constant()) if first.kept is None else (first.kept.log_f_TK, None)
         case "ema_anchor" | "teacher_no_context_anchor":
             if anchor is None:

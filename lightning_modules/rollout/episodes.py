@@ -16,16 +16,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from datamodules.example import Environment, Example, Grade, Message, grade_game
 from lightning_modules.packing import Rollout
 from lightning_modules.rollout.engine import Completion, RolloutEngine, SamplingSpec
-from lightning_modules.views import PromptPair, ViewRenderer, as_text
-
-View = Literal["no_context", "with_context"]
+from lightning_modules.views import PromptPair, View, ViewRenderer, as_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,8 @@ class Turn:
     """One completion, and the prompts of the conversation before it."""
 
     prompts: PromptPair
+    view: View
+    """Whose prompt the completion was sampled from."""
     completion: Completion
     valid: bool
     """The game accepted the move; True for a question."""
@@ -53,6 +53,8 @@ class Episode:
     example: Example
     environment: Environment | None
     """The game; None: a question."""
+    view: View = "no_context"
+    """Whose prompts its completions are sampled from."""
     turns: list[Turn] = field(default_factory=list)
     history: list[Message] = field(default_factory=list)
     """What follows the example's prompt: completions and observations in turn, the last observation included."""
@@ -82,11 +84,11 @@ class Episode:
     def take_turn(self, prompts: PromptPair, completion: Completion) -> None:
         """Record a completion; in a game, make its move."""
         if self.environment is None:
-            self.turns.append(Turn(prompts, completion, valid=True))
+            self.turns.append(Turn(prompts, self.view, completion, valid=True))
             self.done = True
             return
         outcome = self.environment.step(completion.text)
-        self.turns.append(Turn(prompts, completion, outcome.valid))
+        self.turns.append(Turn(prompts, self.view, completion, outcome.valid))
         self.history += [
             {"role": "assistant", "content": completion.text},
             {"role": "user", "content": outcome.observation},
@@ -101,7 +103,7 @@ def play_episodes(
     engine: RolloutEngine,
     sampling: SamplingSpec,
     seed: int,
-    view: View = "no_context",
+    view: View | Sequence[View] = "no_context",
 ) -> list[Episode]:
     """Play every example to its end, in lockstep.
 
@@ -112,7 +114,7 @@ def play_episodes(
         engine: samples the completions of a round, one call for each round.
         sampling: how they are drawn.
         seed: of the first round; later rounds' seeds follow from it (`turn_seed`).
-        view: whose prompt the completions are sampled from.
+        view: whose prompt the completions are sampled from: one for all, or one for each example.
 
     Returns:
         The episodes, in the order of `examples`.
@@ -120,13 +122,14 @@ def play_episodes(
     Raises:
         ValueError: if a conversation is longer than the models can read; names the item.
     """
-    episodes = [Episode(example, environment) for example, environment in zip(examples, environments, strict=True)]
+    views = [view] * len(examples) if isinstance(view, str) else view
+    episodes = [Episode(*parts) for parts in zip(examples, environments, views, strict=True)]
     for turn in itertools.count():
         active = [episode for episode in episodes if not episode.is_over]
         if not active:
             break
         pairs = [renderer.render(episode.example, episode.history) for episode in active]
-        prompts = [pair.no_context_ids if view == "no_context" else pair.with_context_ids for pair in pairs]
+        prompts = [pair.ids(episode.view) for episode, pair in zip(active, pairs, strict=True)]
         completions = engine.generate(prompts, sampling, turn_seed(seed, turn))
         for episode, pair, completion in zip(active, pairs, completions, strict=True):
             episode.take_turn(pair, completion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
@@ -128,6 +129,19 @@ def test_a_template_that_strips_reasoning_strips_it_in_both_views(tokenizer, pla
 def test_the_with_context_view_is_played_from_its_own_prompts(play):
     (episode,), engine = play([Countdown(2)], view="with_context")
     assert [texts for texts, _ in engine.rounds] == [[turn.prompts.with_context_text] for turn in episode.turns]
+    assert {turn.view for turn in episode.turns} == {"with_context"}
+
+
+def test_each_episode_keeps_its_view_to_its_end(play):
+    views = ["with_context", "no_context", "with_context"]
+    episodes, engine = play([Countdown(2), Countdown(3), None], view=views)
+    assert [[turn.view for turn in episode.turns] for episode in episodes] == [
+        ["with_context"] * 2, ["no_context"] * 3, ["with_context"]
+    ]  # fmt: skip
+    asked = [text for texts, _ in engine.rounds for text in texts]
+    expected = [turn.prompts.text(turn.view) for episode in episodes for turn in episode.turns]
+    assert sorted(asked) == sorted(expected)
+    assert sum("Say down." in text for text in asked) == 3
 
 
 def test_games_stop_when_won_lost_or_at_their_limit(play):
@@ -170,7 +184,7 @@ def test_a_games_completion_is_all_its_tokens_and_its_transcript(play, tokenizer
 def test_one_turn_cut_at_the_token_limit_makes_the_game_so(play):
     (episode,), _ = play([Countdown(2)])
     cut = episode.turns[0].completion
-    episode.turns[0] = type(episode.turns[0])(episode.turns[0].prompts, Completion(cut.token_ids, "", False), True)
+    episode.turns[0] = replace(episode.turns[0], completion=Completion(cut.token_ids, "", False))
     assert not episode.completion.finished
 
 

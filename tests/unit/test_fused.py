@@ -39,6 +39,7 @@ class Case:
         self.constants = [random(num_tokens, 4), random(num_tokens, 4)]
         cuts = torch.randint(0, 3, (num_tokens,), generator=generator).cumsum(0)
         self.example_T = torch.unique(cuts, return_inverse=True)[1]
+        self.completion_T = torch.randint(0, VOCABULARY, (num_tokens,), generator=generator)
 
     def views(self) -> list[Projection]:
         """q_x, q_c, f and the anchor."""
@@ -47,7 +48,8 @@ class Case:
 
     def fused(self, objective: ObjectiveSettings, coef: float) -> tuple[Tensor, list[Tensor]]:
         q_x, q_c, f, anchor = self.views()
-        first = distillation(q_x, f, objective)
+        f = f if objective.needs_teacher else None
+        first = distillation(q_x, f, objective, self.completion_T)
         if objective.consistency == "none":
             return first.loss, [first.opd_T, first.entropy_T]
         if separate_anchor(objective.consistency) is None:
@@ -59,7 +61,7 @@ class Case:
 
     def reference(self, objective: ObjectiveSettings, coef: float) -> tuple[Tensor, list[Tensor]]:
         q_x, q_c, f, anchor = (view.logits() for view in self.views())
-        terms = objective.token_terms(ViewLogits(q_x, f, q_c, anchor), self.example_T)
+        terms = objective.token_terms(ViewLogits(q_x, f, q_c, anchor, self.completion_T), self.example_T)
         second = [] if terms.consistency_T is None else [terms.consistency_T.detach(), terms.weight_T]
         return terms.loss_T(coef).sum(), [terms.opd_T.detach(), terms.entropy_T, *second]
 
@@ -99,6 +101,12 @@ objectives = st.builds(
     ),
     temperature=st.sampled_from([1.0, 0.7, 2.0]),
     adaptive_tau=st.sampled_from([0.5, 3.0]),
+) | st.builds(
+    ObjectiveSettings,
+    consistency=st.sampled_from(VARIANTS),
+    temperature=st.sampled_from([1.0, 0.7, 2.0]),
+    adaptive_tau=st.sampled_from([0.5, 3.0]),
+    distillation=st.just("cross_entropy"),
 )
 
 
@@ -125,12 +133,15 @@ def test_equals_the_reference(monkeypatch, objective, num_tokens, chunk, trains_
 def test_every_variant_in_float32(variant, kind):
     case = Case(dtype=torch.float32)
     assert_equal(case, ObjectiveSettings(variant, 1.0, Support(kind, 4)), rtol=2e-5, atol=2e-5)
+    if kind == "full":
+        assert_equal(case, ObjectiveSettings(variant, distillation="cross_entropy"), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("distillation_term", ["kl", "cross_entropy"])
 @pytest.mark.parametrize("is_autocast", [True, False])
-def test_bf16_is_as_near_to_float32_as_the_reference_is(variant, is_autocast):
-    objective = ObjectiveSettings(variant)
+def test_bf16_is_as_near_to_float32_as_the_reference_is(variant, distillation_term, is_autocast):
+    objective = ObjectiveSettings(variant, distillation=distillation_term)
     case = Case(64, torch.float32 if is_autocast else torch.bfloat16)
     exact = Case(64, torch.float32)
     with torch.no_grad():  # the same numbers, rounded
@@ -279,6 +290,16 @@ def test_no_chunk_ever_holds_more_tokens_than_it_may(monkeypatch, kind):
     assert max(seen) == 3
     # Over a truncated support f is kept; symmetric gradients need both student views again.
     assert sum(seen) == 4 * 20
+
+
+def test_fine_tuning_projects_the_student_alone_in_chunks():
+    case, seen = Case(20), []
+    for head in (case.head, case.teacher_head):
+        head.register_forward_hook(lambda module, inputs, output: seen.append((module, len(output))))
+    case.fused(ObjectiveSettings("none", distillation="cross_entropy"), 0.0)
+    assert {module for module, _ in seen} == {case.head}
+    assert max(length for _, length in seen) == 3
+    assert sum(length for _, length in seen) == 20
 
 
 def test_the_chunk_follows_the_budget(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -13,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_modules.objective.consistency import (
+    CoefficientSchedule,
     Consistency,
+    ObjectiveSettings,
     ViewLogits,
     adaptive_weight,
-    coefficient_at,
     separate_anchor,
     token_terms,
 )
-from lightning_modules.objective.divergences import Support, distillation_divergence, entropy, kl
+from lightning_modules.objective.divergences import Support, cross_entropy, distillation_divergence, entropy, kl
 
 VARIANTS = get_args(Consistency)
 LN2, LN3 = math.log(2), math.log(3)
@@ -109,7 +111,48 @@ def test_every_variant_equals_the_reference(variant, beta, kind, temperature):
     np.testing.assert_allclose(terms.weight_T, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_cross_entropy_equals_its_definition_and_leaves_the_second_term_as_it_is(variant, temperature):
+    views, example_T, tokens = random_views(5), torch.tensor([0, 0, 0, 1, 1]), [3, 0, 10, 3, 7]
+    given_ids = replace(views, completion_T=torch.tensor(tokens))
+    terms = token_terms(
+        given_ids, example_T, consistency=variant, temperature=temperature, distillation="cross_entropy"
+    )
+    rows = [softmax((row / temperature).tolist()) for row in views.student_no_context_TV.detach()]
+    np.testing.assert_allclose(
+        terms.opd_T.detach(), [-math.log(q[y]) for q, y in zip(rows, tokens, strict=True)], rtol=1e-10
+    )
+    (gradient,) = torch.autograd.grad(terms.opd_T.sum(), views.student_no_context_TV, retain_graph=True)
+    onehot = [[float(v == y) for v in range(11)] for y in tokens]
+    np.testing.assert_allclose(gradient, (np.array(rows) - onehot) / temperature, rtol=1e-10, atol=1e-12)
+    other = token_terms(views, example_T, consistency=variant, temperature=temperature)
+    if variant != "none":
+        torch.testing.assert_close(terms.consistency_T, other.consistency_T, rtol=0, atol=0)
+    torch.testing.assert_close(terms.weight_T, other.weight_T, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cross_entropy_asks_for_the_teacher_only_where_the_second_term_does(variant):
+    settings = ObjectiveSettings(variant, distillation="cross_entropy")
+    views = replace(random_views(5), completion_T=torch.arange(5), teacher_with_context_TV=None)
+    if settings.needs_teacher:
+        assert variant in ("dual_opd", "adaptive_anchor")
+        with pytest.raises(AssertionError):
+            settings.token_terms(views, torch.zeros(5, dtype=torch.long))
+    else:
+        assert settings.token_terms(views, torch.zeros(5, dtype=torch.long)).opd_T.shape == (5,)
+    assert ObjectiveSettings(variant).needs_teacher
+
+
 # ---- two tokens by hand
+
+
+def test_cross_entropy_by_hand():
+    q = torch.tensor([[0.75, 0.25], [0.5, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(
+        cross_entropy(q.log(), torch.tensor([1, 0])), torch.tensor([2 * LN2, LN2], dtype=torch.float64)
+    )
 
 
 def test_kl_of_two_tokens_by_hand():
@@ -292,11 +335,29 @@ def test_anchor_variants_need_their_anchor():
 
 
 def test_coefficient_schedule():
-    assert [coefficient_at(s, 0.5, 0, 0) for s in (0, 1, 99)] == [0.5, 0.5, 0.5]
-    assert [coefficient_at(s, 0.5, 10, 10) for s in (0, 9, 10, 15, 20, 21)] == [0, 0, 0, 0.25, 0.5, 0.5]
-    assert [coefficient_at(s, 0.5, 3, 0) for s in (2, 3)] == [0, 0.5]
+    assert [CoefficientSchedule(0.5).at(s) for s in (0, 1, 99)] == [0.5, 0.5, 0.5]
+    assert [CoefficientSchedule(0.5, 10, 10).at(s) for s in (0, 9, 10, 15, 20, 21)] == [0, 0, 0, 0.25, 0.5, 0.5]
+    assert [CoefficientSchedule(0.5, 3).at(s) for s in (2, 3)] == [0, 0.5]
 
 
 def test_support_refuses_no_columns():
     with pytest.raises(ValueError, match=r"support\.k is 0"):
         Support("top_k", 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beta": 1.5}, r"beta is 1\.5; it must be at least 0\.0 and at most 1\.0"),
+        ({"temperature": 0.0}, r"loss_temperature is 0\.0; it must be positive"),
+        ({"adaptive_tau": -1.0}, r"adaptive_tau is -1\.0; it must be positive"),
+        ({"distillation": "cross_entropy", "beta": 0.0}, r"beta is 0\.0, but distillation is 'cross_entropy'"),
+        (
+            {"distillation": "cross_entropy", "support": Support("top_k")},
+            r"support\.kind is 'top_k', but distillation is 'cross_entropy'",
+        ),
+    ],
+)
+def test_settings_refuse_what_has_no_meaning(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveSettings(**fields)

@@ -126,6 +126,7 @@ def test_layout_by_hand():
     # Token 6 is predicted at 3 (column 0), 7 at 6 (column 1), 8 at 5 (column 1).
     assert batch.rows.tolist() == [0, 0, 1]
     assert batch.columns.tolist() == [0, 1, 1]
+    assert batch.completion_ids.tolist() == [6, 7, 8]
 
 
 rollouts = st.builds(

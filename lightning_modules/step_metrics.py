@@ -1,0 +1,50 @@
+"""What a training step reports, by the names it is logged under."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from lightning_modules.rollout.episodes import Episode, GameCounts, all_turns, count_games
+
+
+def step_metrics(
+    sums: Mapping[str, float],
+    num_tokens: float,
+    episodes: Sequence[Episode],
+    sum_over_ranks: Callable[[float], float],
+    *,
+    coef: float,
+    gradient_norm: float,
+    learning_rate: float,
+    logprob_gap: float | None,
+    elapsed_s: float,
+) -> dict[str, float]:
+    """The metrics of one optimizer step.
+
+    Args:
+        sums: the terms of the loss, summed over this rank's tokens.
+        num_tokens: completion tokens of the step, on all ranks.
+        episodes: what this rank trained on.
+        sum_over_ranks: adds up a number of every rank.
+        coef: weight of the consistency term.
+        gradient_norm: before clipping.
+        learning_rate: of the step.
+        logprob_gap: see `RolloutEngine.logprob_gap`.
+        elapsed_s: of the step, in seconds.
+    """
+    turns = all_turns(episodes)
+    metrics = {f"train/{name}": sum_over_ranks(value) / num_tokens for name, value in sums.items()}
+    metrics |= {
+        "train/consistency_coef": coef,
+        "train/gradient_norm": gradient_norm,
+        "train/learning_rate": learning_rate,
+        "completions/mean_length": float(np.mean([len(turn.completion.token_ids) for turn in turns])),
+        "completions/clipped_ratio": float(np.mean([not turn.completion.finished for turn in turns])),
+        "rollout/with_context_ratio": float(np.mean([episode.view == "with_context" for episode in episodes])),
+    }
+    if logprob_gap is not None:
+        metrics["rollout/logprob_gap"] = logprob_gap
+    metrics |= GameCounts(*map(sum_over_ranks, count_games(episodes))).metrics()
+    return metrics | {"throughput/tokens_per_s": num_tokens / elapsed_s, "throughput/step_s": elapsed_s}
