@@ -214,7 +214,7 @@ class ContextDistillation(L.LightningModule):
             pad_id=self.tokenizer.pad_token_id,
             teacher_cache_tokens=self.teacher_cache_tokens,
             # Under ZeRO-3 all ranks must run as many passes, whether their own caches hold a context or not.
-            max_over_ranks=self._max_over_ranks if self.zero_stage == 3 else None,
+            max_over_ranks=partial(max_over_ranks, self.trainer) if self.zero_stage == 3 else None,
             anchor=anchor,
             ema_anchor=self.ema_anchor,
         )
@@ -288,11 +288,11 @@ class ContextDistillation(L.LightningModule):
         """Add every micro-batch's gradient; return the terms summed over this rank's tokens."""
         sums: dict[str, float] = {}
         plan = self.scorer.plan(rollouts, self.max_tokens_per_micro_batch)
-        self.scorer.prepare_teacher(rollouts, plan)
+        if self.objective_settings.needs_teacher:
+            self.scorer.prepare_teacher(rollouts, plan)
         num_own = len(plan)
-        plan += [plan[-1]] * (
-            max_over_ranks(self.trainer, num_own) - num_own
-        )  # dummies: every rank runs as many passes
+        num_most = max_over_ranks(self.trainer, num_own)
+        plan += [plan[-1]] * (num_most - num_own)  # dummies: every rank runs as many passes
         for position, members in enumerate(plan):
             is_dummy = position >= num_own
             # Ranks' gradients are averaged afterwards, so the sum over ranks needs their number back.

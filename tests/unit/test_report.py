@@ -157,6 +157,15 @@ def test_withheld_harm_is_a_dash_in_tables_and_empty_in_csv(tmp_path):
         ("model: {consistency: none, consistency_coef: 0.5}", "none"),
         ("model: {consistency: symmetric}", "symmetric"),
         ("model: {consistency: symmetric, consistency_coef: 1}", "symmetric x 1"),
+        ("model: {consistency: none, rollouts: {sampler: student, context_share: 0.0}}", "none"),
+        ("model: {consistency: none, rollouts: {sampler: teacher}, beta: 0.0}", "off_policy_cd"),
+        ("model: {consistency: none, rollouts: {sampler: teacher}, beta: 1.0}", "off_policy_cd beta 1.0"),
+        ("model: {consistency: none, rollouts: {sampler: teacher}, distillation: cross_entropy}", "sft"),
+        ("model: {consistency: none, rollouts: {context_share: 0.25}}", "context_dropout 0.25"),
+        (
+            "model: {consistency: symmetric, consistency_coef: 1, rollouts: {sampler: teacher}, beta: 0}",
+            "off_policy_cd + symmetric x 1",
+        ),
         ("model: {class_path: a.B, init_args: {consistency: dual_opd, consistency_coef: 0.1}}", "dual_opd x 0.1"),
     ],
 )
