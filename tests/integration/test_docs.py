@@ -19,7 +19,7 @@ SMALLER = {
         "--data.num_val", "24", "--data.num_test", "24",
     ),
     "test": ("--data.num_test", "6"),
-    "evaluate": ("--evaluation.max_items", "4"),
+    "evaluate": ("--max_items", "4"),
 }  # fmt: skip
 """Flags behind a command of the README that make it small."""
 
