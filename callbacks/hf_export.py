@@ -10,32 +10,37 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_modules.adapters import has_adapters, merged_copy
 from lightning_modules.strategies import whole_weights
 
 
 class HFExport(Callback):
     """Write RUN/<folder> at the end of a fit: safetensors, config and tokenizer, ready for from_pretrained.
 
-    The folder appears as a whole or not at all; one from an earlier fit is replaced.
+    The folder appears as a whole or not at all; one from an earlier fit is replaced. Of a student with LoRA it holds
+    the adapter as peft writes it, or, if `merged`, a plain model.
 
     Args:
         folder: name under the run's folder.
+        merged: write the weights with the adapters added to them, in float32; a copy of the student in main memory is
+            made for it. Of no effect without adapters.
     """
 
-    def __init__(self, folder: str = "export") -> None:
+    def __init__(self, folder: str = "export", merged: bool = False) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.merged = folder, merged
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the folder on rank zero."""
         student, tokenizer = cast(PreTrainedModel, pl_module.student), pl_module.tokenizer
         with whole_weights(trainer.strategy, student):
             if trainer.is_global_zero:
-                export(student, cast(PreTrainedTokenizerBase, tokenizer), Path(trainer.default_root_dir) / self.folder)
+                written = merged_copy(student) if self.merged and has_adapters(student) else student
+                export(written, cast(PreTrainedTokenizerBase, tokenizer), Path(trainer.default_root_dir) / self.folder)
 
 
 def export(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    """Write a model and its tokenizer to `target`, as a whole or not at all."""
+    """Write a model, of one with adapters these alone, and its tokenizer to `target`, as a whole or not at all."""
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.save_pretrained(unfinished)

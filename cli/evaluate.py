@@ -99,7 +99,8 @@ def evaluate(options: Namespace) -> dict[str, dict[str, RemovabilitySummary]]:
     _check_counts(options)
     data = data_module_of(options.config)
     views = view_spec_of(options.config)
-    spec = options.model or student_spec_of(options.config)
+    # A student to train with adapters is, untrained, its base.
+    spec = options.model or replace(student_spec_of(options.config), lora=None)
     decoding = options.decoding or evaluation_spec_of(options.config)
     examples = _examples(data, options)
     output = _Output(options.output, _settings(options, spec, views, decoding))

@@ -14,7 +14,8 @@ One training step is one optimizer step:
 
 Optimisation is manual because a step holds several backward passes. All randomness of a step is seeded by (seed, step,
 rank): a resumed run repeats the interrupted one without any random state in the checkpoint. A checkpoint holds the
-student, the optimizer and moving averages; a frozen teacher is rebuilt from the config.
+student (of one with LoRA the adapters), the optimizer and moving averages; a frozen teacher, and the base of adapters,
+are rebuilt from the config.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from transformers import PreTrainedModel
 
 from datamodules.example import Environment, Example
+from lightning_modules.adapters import AdapterRecord, add_adapters, fingerprint, shared_copy, without_base
 from lightning_modules.comparison import ComparisonSpec, ViewComparer, ViewComparison
 from lightning_modules.models import ModelSpec, check_plain_head, freeze, frozen_copy, load_model, load_tokenizer
 from lightning_modules.objective.consistency import (
@@ -141,6 +143,8 @@ class ContextDistillation(L.LightningModule):
         _check_positive(anchor_update_rate=anchor_update_rate, gradient_clip_norm=gradient_clip_norm)
         objective = ObjectiveSettings(consistency, beta, support, loss_temperature, adaptive_tau, distillation)
         check_method(rollouts, objective, engine)
+        if student.lora is not None and engine.kind == "vllm":
+            raise ValueError("model.student.lora is set; engine.kind vllm takes no adapters yet. Use engine.kind hf.")
         self.student_spec = student
         self.teacher_spec = teacher
         self.view_spec = views
@@ -165,6 +169,7 @@ class ContextDistillation(L.LightningModule):
         self.zero_stage = 0
         self._evaluating = ExitStack()
         self._initial: tuple[PreTrainedModel] | None = None  # in a tuple: no submodule, so not in checkpoints
+        self._adapters: AdapterRecord | None = None
 
     # ---------------------------------------------------------------------------------------------------- building
 
@@ -181,6 +186,11 @@ class ContextDistillation(L.LightningModule):
                 "teacher.kind ema and consistency ema_anchor can't be used with ZeROStrategy: DeepSpeed would cast the "
                 "moving average to the student's data type and leave it out of checkpoints. Use strategy ddp."
             )
+        if self.zero_stage == 3 and self.student_spec.lora is not None:
+            raise ValueError(
+                "model.student.lora can't be used at ZeRO stage 3, which spreads the base that the teacher shares with "
+                "the student. Use configs/strategy/zero2.yaml: adapters leave little to spread."
+            )
 
     def configure_model(self) -> None:
         """Load tokenizer, student and teacher. Lightning calls it once per stage; the second call does nothing."""
@@ -191,6 +201,12 @@ class ContextDistillation(L.LightningModule):
         check_plain_head(student, self.student_spec.name)
         # What ZeRO-3 has spread over the ranks can't be copied.
         again = partial(load_model, self.student_spec) if self.zero_stage == 3 else None
+        if self.student_spec.lora is not None:
+            base = freeze(shared_copy(student))
+            with own_random_state(self.seed, student.device):
+                add_adapters(student, self.student_spec.lora, self.student_spec.name)
+            self._adapters = AdapterRecord(self.student_spec.lora, fingerprint(base))
+            self._initial, again = (base,), lambda: base
         self.teacher = Teacher(self.teacher_spec, student, self.tokenizer, again)
         anchor = separate_anchor(self.consistency)
         self.ema_anchor = frozen_copy(student, torch.float32) if anchor == "ema" else None
@@ -224,7 +240,7 @@ class ContextDistillation(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The student's optimizer, and the schedule that `training_step` advances once per optimizer step."""
-        optimizer = self.optimizer(self.student.parameters())
+        optimizer = self.optimizer(parameter for parameter in self.student.parameters() if parameter.requires_grad)
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
@@ -389,7 +405,7 @@ class ContextDistillation(L.LightningModule):
 
     @contextmanager
     def initial_student(self) -> Iterator[PreTrainedModel]:
-        """The frozen teacher, where it is that; else loaded once, and kept in the CPU's memory between uses."""
+        """The frozen teacher, where it is that, or the base of adapters; else loaded once, and kept in main memory."""
         if self.teacher_spec.kind == "frozen":
             yield self.teacher.network(self.student)
             return
@@ -400,7 +416,8 @@ class ContextDistillation(L.LightningModule):
         try:
             yield cast(PreTrainedModel, model.to(self.device))
         finally:
-            model.to("cpu")
+            if self._adapters is None:  # a base shares its tensors with the student
+                model.to("cpu")
 
     def validation_step(self, batch: list[Example], batch_idx: int) -> None:
         """Nothing: `RemovabilityCallback` has the batch answered (`compare_views`), grades and counts."""
@@ -430,17 +447,24 @@ class ContextDistillation(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose weights these are: in DeepSpeed's folders they are spread over files."""
         checkpoint["student_shapes"] = parameter_shapes(self.student)
+        if self._adapters is not None:
+            checkpoint["adapters"] = self._adapters.to_state()
+            checkpoint["state_dict"] = without_base(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another student.
 
         Raises:
-            ValueError: naming tensors that are missing or of another shape.
+            ValueError: naming tensors that are missing or of another shape, or how adapters differ.
         """
+        if self._adapters is not None:
+            self._adapters.check(checkpoint.get("adapters"))
         if self.zero_stage:  # the engine has the weights already
             saved, own = checkpoint["student_shapes"], parameter_shapes(self.student)
         else:
-            saved, own = ({k: v.shape for k, v in w.items()} for w in (checkpoint["state_dict"], self.state_dict()))
+            states = checkpoint["state_dict"], self.state_dict()
+            saved, own = ({name: value.shape for name, value in state.items()} for state in states)
+            own = own if self._adapters is None else without_base(own)
         wrong = [name for name in own if name not in saved or saved[name] != own[name]]
         if wrong:
             raise ValueError(

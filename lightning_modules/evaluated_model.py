@@ -56,9 +56,11 @@ class EvaluatedModel:
             seed: of sampled answers.
 
         Raises:
-            ValueError: if a model has a head that can't be scored, or `base` another tokenizer.
+            ValueError: if a model has a head that can't be scored or LoRA to train, or `base` another tokenizer.
             OSError: if a model or its tokenizer can't be loaded; the message says what to do.
         """
+        if spec.lora is not None or (base is not None and base.lora is not None):
+            raise ValueError("model.lora is for training; to evaluate a student with LoRA name its merged folder.")
         self.evaluation, self.completed_steps = evaluation, completed_steps
         self._open_game, self._seed = open_game, seed
         tokenizer = load_tokenizer(spec)

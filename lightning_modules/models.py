@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_modules.adapters import LoRASpec
 from lightning_modules.strategies import gathered
 
 PACKAGE_PREFIX = "package:"
@@ -37,6 +40,8 @@ class ModelSpec:
     """Attention of transformers: sdpa, eager, flash_attention_2; None lets transformers choose."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository ships. Only for a repository you trust."""
+    lora: LoRASpec | None = None
+    """Train adapters beside the frozen model; None: train all parameters. For the student only."""
 
 
 def model_location(spec: ModelSpec) -> str:
@@ -140,8 +145,16 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
 
 
 def frozen_copy(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A copy in eval mode, without gradient, in another data type if one is given."""
-    return freeze(nn.Module.to(copy.deepcopy(model), dtype=dtype))
+    """A copy in eval mode, without gradient, in another data type if one is given.
+
+    Parameters that are not trained, the base of adapters, are shared and not copied; they keep their type.
+    """
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    copied = copy.deepcopy(model, dict(shared))
+    for parameter in copied.parameters():
+        if id(parameter) not in shared:
+            parameter.data = parameter.data.to(dtype or parameter.dtype)
+    return freeze(copied)
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -159,6 +172,17 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 def head_logits(model: PreTrainedModel, hidden_TH: Tensor, vocab_size: int) -> Tensor:
     """Logits (T, V) of hidden states (T, H), without the padding columns of the head."""
     return model.get_output_embeddings()(hidden_TH)[..., :vocab_size]
+
+
+@contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Have no dropout and no gradient checkpointing inside."""
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def check_plain_head(model: PreTrainedModel, name: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_modules.models import head_logits
+from lightning_modules.models import eval_mode, head_logits
 from lightning_modules.objective.chunked import Projection
 from lightning_modules.objective.consistency import AnchorSource, TokenTerms, ViewLogits
 from lightning_modules.objective.divergences import kl
@@ -202,9 +202,10 @@ class ViewScorer:
         assert self.teacher is not None
         model = self.teacher.network(self.student)
         known = None
-        if not self.teacher.moves:
-            known = self._teacher_prefixes.get(model, view.prefix_ids)
-        return self._projection(model, view, known).constant()
+        with eval_mode(model):  # a live teacher is the student, in train mode and perhaps with dropout
+            if not self.teacher.moves:
+                known = self._teacher_prefixes.get(model, view.prefix_ids)
+            return self._projection(model, view, known).constant()
 
     @torch.no_grad()
     def anchor_projection(self, view: ViewBatch) -> Projection | None:
@@ -215,7 +216,9 @@ class ViewScorer:
                 return self._projection(self.ema_anchor, view).constant()
             case "teacher":
                 assert self.teacher is not None
-                return self._projection(self.teacher.network(self.student), view).constant()
+                model = self.teacher.network(self.student)
+                with eval_mode(model):
+                    return self._projection(model, view).constant()
         return None
 
     def _projection(self, model: PreTrainedModel, view: ViewBatch, known: KeysValues | None = None) -> Projection:

@@ -256,8 +256,9 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """Shapes of the whole parameters by name, also where ZeRO-3 has spread them."""
-    return {name: list(getattr(value, "ds_shape", value.shape)) for name, value in model.named_parameters()}
+    """Shapes of the whole trained parameters by name, also where ZeRO-3 has spread them."""
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    return {name: list(getattr(value, "ds_shape", value.shape)) for name, value in named}
 
 
 class _TextPrecision(DeepSpeedPrecision):

@@ -1,10 +1,12 @@
 """The teacher: who scores the student's answers with the context in view.
 
 frozen  a copy of the initial student (self-distillation). The default: OPCD (arXiv:2602.12275) measured a live
-        self-teacher collapsing (Sokoban 18.8 against 53.9).
+        self-teacher collapsing (Sokoban 18.8 against 53.9). Of a student with LoRA it is the base, over the student's
+        own tensors (`adapters.shared_copy`).
 model   another model of the same tokenizer, frozen.
-ema     a moving average of the student, updated after every optimizer step.
-live    the student itself, with the context and without gradient.
+ema     a moving average of the student, updated after every optimizer step. With LoRA the factors A and B are averaged,
+        each by itself (their product is then not the average of the products), beside the student's own base.
+live    the student itself, adapters included, with the context and without gradient.
 """
 
 from __future__ import annotations
@@ -51,6 +53,11 @@ class TeacherSpec:
             )
         if not 0.0 < self.update_rate <= 1.0:
             raise ValueError(f"teacher.update_rate is {self.update_rate}; it must be in (0, 1].")
+        if self.model is not None and self.model.lora is not None:
+            raise ValueError(
+                "teacher.model.lora is set; a teacher is not trained. For one that was trained with adapters name a "
+                "folder with its merged weights (python -m cli export --merged true)."
+            )
 
 
 class Teacher(nn.Module):
@@ -69,7 +76,7 @@ class Teacher(nn.Module):
             spec: which teacher.
             student: the initial student.
             tokenizer: of the student.
-            load_again: makes a second initial student, where the first can't be copied; None: copy it.
+            load_again: makes a second initial student, where the first can't be copied or need not; None: copy it.
 
         Raises:
             ValueError: if another model's tokenizer is not the student's.
@@ -124,6 +131,7 @@ def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, metadat
 
 @torch.no_grad()
 def update_average(average: nn.Module, student: nn.Module, rate: float) -> None:
-    """Average <- average + rate * (student - average), parameter by parameter, in place."""
+    """Average <- average + rate * (student - average), parameter by parameter, in place; shared ones are left alone."""
     for ours, theirs in zip(average.parameters(), student.parameters(), strict=True):
-        ours.lerp_(theirs.to(ours.dtype), rate)
+        if ours is not theirs:
+            ours.lerp_(theirs.to(ours.dtype), rate)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lightning_modules.adapters import adapter_layers, base_parameters, delta
 from lightning_modules.mechanism.parameter_groups import ParameterGroup, parameter_group
 
 
@@ -31,6 +32,8 @@ class WeightChange:
 def weight_changes(student: nn.Module, initial: nn.Module) -> dict[ParameterGroup, WeightChange]:
     """Compare the two models' parameters, group by group, in the order of the model; one parameter at a time.
 
+    Of a student with LoRA the change of an adapted weight is alpha / r * B A.
+
     Args:
         student: the model as it is.
         initial: the same model as it was, in any data type.
@@ -40,11 +43,14 @@ def weight_changes(student: nn.Module, initial: nn.Module) -> dict[ParameterGrou
     """
     before = dict(initial.named_parameters())
     sums: dict[ParameterGroup, tuple[float, float, int]] = {}
-    for name, parameter in student.named_parameters():
+    adapters = adapter_layers(student)
+    for name, parameter in base_parameters(student):
         if name not in before or before[name].shape != parameter.shape:
             raise ValueError(f"The initial student has no parameter {name} of shape {tuple(parameter.shape)}.")
         start = before[name].float()
-        change = torch.linalg.vector_norm(parameter.float() - start)
+        layer = adapters.get(name.removesuffix(".weight"))
+        difference = parameter.float() - start if layer is None else delta(layer)
+        change = torch.linalg.vector_norm(difference)
         squares = torch.stack([change, torch.linalg.vector_norm(start)]).double().square().tolist()
         group = parameter_group(name)
         changed, began, count = sums.get(group, (0.0, 0.0, 0))
