@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685): a small trained update beside every frozen linear layer,
+"""LoRA (arXiv:2106.09685): a small trained update beside every frozen linear layer.
 
     y = W x + alpha / r * B A x,      A (r, inputs) random, B (outputs, r) zero at the start
 
@@ -102,6 +102,9 @@ def add_adapters(model: PreTrainedModel, spec: LoRASpec, base_name: str) -> None
     except ValueError as error:
         raise ValueError(f"lora.target_modules is {spec.target_modules!r}: {error}") from error
     config.base_model_name_or_path = base_name
+    for name, parameter in model.named_parameters():
+        if is_adapter(name) and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     layers = adapter_layers(model)
     names = [] if isinstance(spec.target_modules, str) else spec.target_modules
     missing = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
@@ -126,7 +129,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def adapter_layers(model: nn.Module) -> dict[str, Any]:
-    """peft's layers by the names of the linear layers whose places they took; empty without adapters."""
+    """The layers of peft by the names of the linear layers whose places they took; empty without adapters."""
     if not has_adapters(model):
         return {}
     from peft.tuners.lora import LoraLayer
@@ -135,7 +138,7 @@ def adapter_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def delta(layer: Any) -> Tensor:
-    """alpha / r * B A of one of `adapter_layers`, (outputs, inputs), float32."""
+    """The update alpha / r * B A of one of `adapter_layers`, (outputs, inputs), float32."""
     down, up = (factors[ADAPTER].weight.detach().float() for factors in (layer.lora_A, layer.lora_B))
     return up @ down * float(layer.scaling[ADAPTER])
 
@@ -150,15 +153,6 @@ def base_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> Itera
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter."""
     return ".lora_" in name
-
-
-def peft_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The adapters' own tensors by the names that peft writes into files."""
-    return {
-        f"base_model.model.{name}.lora_{side}.weight": getattr(layer, f"lora_{side}")[ADAPTER].weight.detach()
-        for name, layer in adapter_layers(model).items()
-        for side in "AB"
-    }
 
 
 @torch.no_grad()

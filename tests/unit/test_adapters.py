@@ -28,10 +28,11 @@ from lightning_modules.packing import PrefixCache
 from lightning_modules.teachers import Teacher, TeacherSpec, update_average
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [11, 12, 13, 14, 15]])
+DEFAULT = LoRASpec()
 WITH_HEAD = LoRASpec(r=3, alpha=9.0, target_modules=["q_proj", "down_proj", "lm_head"])
 
 
-def student_and_base(folder, spec=LoRASpec(), dtype="float32", moved=True):
+def student_and_base(folder, spec=DEFAULT, dtype="float32", moved=True):
     student = load_model(ModelSpec(str(folder), dtype=dtype))
     base = freeze(shared_copy(student))
     torch.manual_seed(0)
