@@ -10,7 +10,7 @@ from cli.main import main
 
 LORA = (
     "--model.student.lora.r", "4", "--model.student.lora.target_modules", "[q_proj, v_proj, down_proj, lm_head]",
-    "--model.optimizer.init_args.lr", "5",
+    "--model.optimizer.init_args.lr", "0.5",
 )  # fmt: skip
 
 
