@@ -168,6 +168,7 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     plain._hf_peft_config_loaded = False
     del plain.peft_config
     head, embeddings = plain.get_output_embeddings(), plain.get_input_embeddings()
+    assert isinstance(head.weight, Tensor)
     head_name = next(name for name, module in plain.named_modules() if module is head)
     if head_name in deltas and head.weight is embeddings.weight:
         plain.config.tie_word_embeddings = False
@@ -182,7 +183,7 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
                     value = own[id(parameter)] = nn.Parameter(copied, requires_grad=False)
                 module._parameters[name] = value
     for name, change in deltas.items():
-        plain.get_submodule(name).weight.add_(change.cpu())
+        plain.get_parameter(f"{name}.weight").add_(change.cpu())
     plain.config.dtype = torch.float32
     return plain
 

@@ -21,7 +21,7 @@ are rebuilt from the config.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -200,7 +200,9 @@ class ContextDistillation(L.LightningModule):
         student = load_model(self.student_spec)
         check_plain_head(student, self.student_spec.name)
         # What ZeRO-3 has spread over the ranks can't be copied.
-        again = partial(load_model, self.student_spec) if self.zero_stage == 3 else None
+        again: Callable[[], PreTrainedModel] | None = None
+        if self.zero_stage == 3:
+            again = partial(load_model, self.student_spec)
         if self.student_spec.lora is not None:
             base = freeze(shared_copy(student))
             with own_random_state(self.seed, student.device):
