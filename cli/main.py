@@ -7,7 +7,7 @@ LightningCLI with four settings that are ours:
   absolute references made relative, because under a subcommand the config is not the root.
 * A run has one folder, ``trainer.default_root_dir``; everything it writes is in there (`save_config.RunFolder`).
 * The paired evaluation and the checkpoints are always on, as ``--removability.*`` and ``--checkpoint.*``.
-* ``--ckpt_path last`` finds the newest whole checkpoint of the run's folder, or stops.
+* ``--ckpt_path last`` finds the newest whole checkpoint of the run's folder, or stops; ``auto`` starts then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported for their names: YAML files may then say HFExport in place of callbacks.hf_export.HFExport.
@@ -31,11 +30,12 @@ from callbacks.probes import ProbeEvaluation
 from callbacks.removability import RemovabilityCallback
 from callbacks.representations import RepresentationSimilarity
 from callbacks.rollout_table import RolloutTable
+from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.token_positions import TokenPositions
 from callbacks.view_sample import ViewSample
 from callbacks.weight_changes import WeightChanges
-from cli.checkpoints import last_checkpoint
-from cli.save_config import RunFolder
+from cli.checkpoints import last_checkpoint, last_checkpoint_or_start
+from cli.save_config import RunFolder, continue_wandb_run
 from datamodules.base import ContextDataModule
 from datamodules.classification import ClassificationDataModule
 from datamodules.games import GameDataModule
@@ -94,15 +94,21 @@ class ContextDistillationCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--removability.*`` and ``--checkpoint.*``."""
         parser.add_lightning_class_args(RemovabilityCallback, "removability")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
 
     def before_instantiate_classes(self) -> None:
-        """Turn ``--ckpt_path last`` into a path; outside a fit let the evaluation loops run."""
+        """Turn ``--ckpt_path last`` and ``auto`` into a path; outside a fit let the evaluation loops run."""
         config = self.config[self.subcommand]
+        folder = config["trainer"]["default_root_dir"]
         if config.get("ckpt_path") == "last":
-            config["ckpt_path"] = str(last_checkpoint(config["trainer"]["default_root_dir"]))
+            config["ckpt_path"] = str(last_checkpoint(folder))
+        elif config.get("ckpt_path") == "auto":
+            found = last_checkpoint_or_start(folder)
+            config["ckpt_path"] = None if found is None else str(found)
         _check_kind_of_checkpoint(config.get("ckpt_path"), config["trainer"]["strategy"])
+        if self.subcommand == "fit" and config.get("ckpt_path") is not None:
+            continue_wandb_run(config["trainer"])
         if self.subcommand != "fit" and config["trainer"]["limit_val_batches"] == 0:
             config["trainer"]["limit_val_batches"] = None
 
@@ -127,6 +133,7 @@ def _quiet_expected_warnings() -> None:
         r"Found \d+ module\(s\) in eval mode",  # the teacher
         "LightningCLI's args parameter is intended",
         ".*does not have many workers",  # text from memory: nothing to load in parallel
+        "Checkpoint directory .* exists and is not empty",  # a resumed run; RunFolder refuses any other
         ".*isinstance\\(treespec, LeafSpec\\)",
     )
     for message in expected:

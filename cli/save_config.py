@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.csv_logger import RunCSVLogger
+
+WANDB_ID = "wandb_id.txt"
+"""In the run's folder."""
+
+
+def continue_wandb_run(trainer: Any) -> None:
+    """Have a resumed fit's WandbLogger log to the run that was interrupted, unless an id is given already.
+
+    Args:
+        trainer: the config's section; changed in place.
+    """
+    path = Path(trainer["default_root_dir"]) / WANDB_ID
+    if not path.exists() or "WANDB_RUN_ID" in os.environ:
+        return
+    loggers = trainer["logger"] if isinstance(trainer["logger"], list) else [trainer["logger"]]
+    for logger in loggers:
+        if str(getattr(logger, "class_path", "")).endswith("WandbLogger"):
+            options = logger.init_args
+            if options.get("id") is None and options.get("version") is None:
+                options["id"] = path.read_text().strip()
 
 
 class RunFolder(SaveConfigCallback):
     """Save the resolved config once per run, on disk and in the loggers; refuse to write over another run.
 
     RUN is ``trainer.default_root_dir``. A resumed fit (``--ckpt_path``) keeps the first config.yaml and writes its
-    own as config.resumed.yaml; metrics of steps that will be repeated are cut off.
+    own as config.resumed.yaml; metrics of steps that will be repeated are cut off. The id of the run on W&B is kept in
+    RUN/wandb_id.txt, and a resumed fit goes on under it.
 
     Raises:
         FileExistsError: if a fresh fit is pointed at a folder that holds a run.
@@ -38,6 +62,9 @@ class RunFolder(SaveConfigCallback):
             name = "config.resumed.yaml" if taken else "config.yaml"
             self.parser.save(self.config, folder / name, skip_none=False, overwrite=True, multifile=False)
             self.save_config(trainer, pl_module, stage)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger) and logger.version is not None:
+                    (folder / WANDB_ID).write_text(logger.version)
         self.already_saved = True
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
+from lightning_modules.checkpoint_folders import seal
 from lightning_modules.zero_checkpoints import read_states, read_zero_checkpoint, weights_only_loading
 
 LIGHTNING_VERSIONS = ((2, 6), (2, 7))
@@ -51,6 +53,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         bucket_size: elements that are reduced or gathered at once; more is faster and takes more memory.
         overlap_comm: exchange gradients while the backward pass goes on.
         persistence_threshold: parameters of at most so many elements stay whole on every rank (stage 3 only).
+        timeout: how long a rank waits for the others before it takes them for lost.
 
     Raises:
         ValueError: if parameters are to be offloaded below stage 3.
@@ -66,6 +69,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         bucket_size: int = 200_000_000,
         overlap_comm: bool = True,
         persistence_threshold: int = 100_000,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         if offload_parameters and stage != 3:
             raise ValueError(f"offload_parameters is true at stage {stage}; only stage 3 has parameters to offload.")
@@ -78,6 +82,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             overlap_comm=overlap_comm,
             logging_batch_size_per_gpu=1,  # for DeepSpeed's log only; its own guess needs a loader with a batch sampler
             exclude_frozen_parameters=True,
+            timeout=timeout,
         )
         assert isinstance(self.config, dict)
         # Without it DeepSpeed refuses torch's optimizers under offload; its own CPU Adam needs a compiler.
@@ -186,6 +191,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         self.barrier()
         super().save_checkpoint(checkpoint, unfinished, storage_options)  # ends with a barrier of DeepSpeed's
         if self.is_global_zero:
+            seal(unfinished)
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)
         self.barrier()

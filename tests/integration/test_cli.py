@@ -16,6 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cli.main import main
+from lightning_modules.checkpoint_folders import seal
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = sorted(ROOT.glob("configs/strategy/*.yaml"))
@@ -30,6 +31,7 @@ def test_there_are_configs():
 
 def test_a_checkpoint_of_deepspeed_needs_deepspeed(runs, tmp_path):
     (tmp_path / "run/checkpoints/step=000001.ckpt").mkdir(parents=True)
+    seal(tmp_path / "run/checkpoints/step=000001.ckpt")
     with pytest.raises(ValueError, match=r"step=000001.ckpt is a folder, written by ZeROStrategy"):
         runs.fit("run", "--ckpt_path", "last")
 

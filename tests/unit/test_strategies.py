@@ -12,6 +12,7 @@ from torch import nn
 
 from cli.checkpoints import last_checkpoint
 from cli.main import main
+from lightning_modules.checkpoint_folders import seal
 from lightning_modules.strategies import _check_lightning, parameter_shapes, whole_weights, zero_stage
 from lightning_modules.updates import PlainUpdates, updates_for
 
@@ -64,6 +65,7 @@ def test_without_zero_weights_are_whole_anyway():
 def test_the_last_checkpoint_may_be_a_folder_but_no_unfinished_one(tmp_path):
     for name in ("step=000001.ckpt", "step=000002.ckpt", "step=000003.ckpt.unfinished"):
         (tmp_path / "checkpoints" / name / "checkpoint").mkdir(parents=True)
+        seal(tmp_path / "checkpoints" / name)
     assert last_checkpoint(tmp_path).name == "step=000002.ckpt"
 
 
