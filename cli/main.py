@@ -1,4 +1,4 @@
-"""The command line: ``python -m cli fit|validate|test|predict|evaluate|export|report|data|extract|replicate|sweep``.
+"""The command line: ``python -m cli fit|validate|test|predict``, and the commands in `OTHER_COMMANDS`.
 
 LightningCLI with four settings that are ours:
 
@@ -66,7 +66,7 @@ __all__ = [
     "main",
 ]
 
-OTHER_COMMANDS = ("data", "evaluate", "export", "extract", "replicate", "report", "sweep")
+OTHER_COMMANDS = ("data", "evaluate", "export", "extract", "plan", "replicate", "report", "sweep")
 """Those that are no subcommands of LightningCLI: cli/NAME.py has NAME_cli(words)."""
 
 TRAINER_DEFAULTS = {
@@ -171,7 +171,7 @@ def _parser_kwargs() -> dict[str, Any]:
         "parser_mode": "omegaconf+",
         "prog": "python -m cli",
         "description": "Distil removable contexts and measure whether they are. Also: python -m cli "
-        "evaluate|export|report|data|extract|replicate|sweep --help",
+        "evaluate|export|plan|report|data|extract|replicate|sweep --help",
     }
 
 

@@ -223,6 +223,7 @@ class ColocatedVLLM:
 
         Raises:
             ImportError: if vLLM is not installed.
+            ValueError: if it can't start, mostly for want of memory.
         """
         self.vocab_size = vocab_size
         self.on_cpu = model.device.type == "cpu"
@@ -234,22 +235,23 @@ class ColocatedVLLM:
         kv_cache_gib = CPU_KV_CACHE_GIB if self.on_cpu and spec.kv_cache_gib is None else spec.kv_cache_gib
         with tempfile.TemporaryDirectory() as folder:
             _config_for_vllm(model, vocab_size).save_pretrained(folder)
-            self.llm = vllm.LLM(
-                folder,
-                skip_tokenizer_init=True,
-                load_format="dummy",  # random; the student's weights follow at once
-                worker_extension_cls=QUALIFIED_NAME,
-                generation_config="vllm",
-                dtype=str(engine_dtype(spec, model)).removeprefix("torch."),
-                max_model_len=spec.max_model_len,
-                max_num_seqs=max_num_seqs,
-                tensor_parallel_size=spec.tensor_parallel_size,
-                gpu_memory_utilization=spec.gpu_memory_utilization,
-                kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
-                enforce_eager=self.on_cpu if spec.enforce_eager is None else spec.enforce_eager,
-                enable_prefix_caching=True,
-                enable_sleep_mode=self.can_sleep,
-            )
+            with _start_explained(spec, max_num_seqs):
+                self.llm = vllm.LLM(
+                    folder,
+                    skip_tokenizer_init=True,
+                    load_format="dummy",  # random; the student's weights follow at once
+                    worker_extension_cls=QUALIFIED_NAME,
+                    generation_config="vllm",
+                    dtype=str(engine_dtype(spec, model)).removeprefix("torch."),
+                    max_model_len=spec.max_model_len,
+                    max_num_seqs=max_num_seqs,
+                    tensor_parallel_size=spec.tensor_parallel_size,
+                    gpu_memory_utilization=spec.gpu_memory_utilization,
+                    kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+                    enforce_eager=self.on_cpu if spec.enforce_eager is None else spec.enforce_eager,
+                    enable_prefix_caching=True,
+                    enable_sleep_mode=self.can_sleep,
+                )
         # On a CPU vLLM replaces this function by one that only warns, for the whole process.
         torch.set_num_threads = set_num_threads
         self._asleep = False
@@ -304,6 +306,20 @@ class ColocatedVLLM:
     def close(self) -> None:
         """See `Backend.close`; vLLM's process group ends with it."""
         self.llm.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def _start_explained(spec: VLLMSpec, max_num_seqs: int) -> Iterator[None]:
+    """Say which settings take memory, where vLLM does not start."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # CUDA's out of memory is a RuntimeError
+        raise ValueError(
+            f"vLLM did not start: {error}\nIf that is memory: its KV cache must hold at least one sequence of "
+            f"engine.vllm.max_model_len ({spec.max_model_len or 'null: all the model can read'}) tokens. Lower that or "
+            f"rollout_batch_size ({max_num_seqs}), or raise engine.vllm.kv_cache_gib ({spec.kv_cache_gib}), on a GPU "
+            f"engine.vllm.gpu_memory_utilization ({spec.gpu_memory_utilization})."
+        ) from error
 
 
 def _check_single_process() -> None:

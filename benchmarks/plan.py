@@ -1,0 +1,116 @@
+"""How far `cli plan`'s arithmetic is from the memory that a step takes here.
+
+    python -m benchmarks.plan                                     SmolLM2-135M's shape, float32, on this machine
+    python -m benchmarks.plan --output benchmarks/results         writes plan-cpu.json there
+
+Two steps of OPD + NCA (scores, loss, backward, AdamW; completions given) in a fresh process for each case: in the last
+one Adam's moments are there. Weights are random, which changes no size. Peak of the process above what it held before
+the models were made. Sampling is not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.measuring import GIB, PeakMemory, add_common_options, machine, run_alone, table, write_result
+from benchmarks.ours import Ours
+from benchmarks.workload import Shape as StepShape
+from benchmarks.workload import made_step
+from lightning_modules.memory_plan import Run, Shape, plan
+from lightning_modules.models import ModelSpec, model_location
+from lightning_modules.teachers import Teacher, TeacherSpec
+
+CASES = (
+    # prompts, tokens of a prompt, of a completion, of the context; budget of a micro-batch; gradient checkpointing
+    ((16, 60, 20, 168), 10_240, False),  # about the quickstart's step
+    ((16, 80, 32, 512), 10_240, False),
+    ((16, 80, 32, 512), 1_408, False),
+    ((16, 80, 32, 512), 736, False),
+    ((16, 80, 32, 512), 10_240, True),
+    ((4, 64, 512, 128), 10_240, False),  # long completions
+)
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Two steps in this process; the peak, and what was predicted."""
+    place, gguf = model_location(ModelSpec(case["model"], case["gguf_file"])), {"gguf_file": case["gguf_file"]}
+    config = AutoConfig.from_pretrained(place, **gguf)
+    tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
+    step = StepShape(*case["shape"])
+    peak = PeakMemory("cpu")
+    student = AutoModelForCausalLM.from_config(config).train()
+    if case["checkpointing"]:
+        student.gradient_checkpointing_enable()
+    teacher = Teacher(TeacherSpec(), student, tokenizer)
+    ours = Ours(student, teacher, step, made_step(step, len(tokenizer)), len(tokenizer), case["max_tokens"], 0.5)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, fused=True)
+    for _ in range(2):
+        for index in range(ours.num_micro_batches):
+            ours.run(index)
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    # The longest micro-batch, as the plan is asked about it: the budget, or the whole step where that is less.
+    whole = step.context + step.num_prompts * step.suffix
+    per_batch = -(-step.num_prompts // ours.num_micro_batches)
+    tokens = min(case["max_tokens"], whole, step.context + per_batch * step.suffix)
+    shape = Shape.of(config, student)
+    run = Run(
+        shape,
+        shape,
+        tokens=tokens,
+        completion_tokens=per_batch * step.completion,
+        gradient_checkpointing=case["checkpointing"],
+        teacher_cache_tokens=step.context,
+    )
+    predicted = plan(run)
+    return {
+        "peak_bytes": peak.bytes(),
+        "predicted_bytes": predicted.training,
+        "parts": predicted.parts,
+        "tokens": tokens,
+        "num_micro_batches": ours.num_micro_batches,
+    }
+
+
+def main() -> None:
+    """Run every case, print the table, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser)
+    parser.add_argument("--case")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(json.loads(options.case))))
+        return
+    results = []
+    for shape, max_tokens, checkpointing in CASES:
+        case = {"model": options.model, "gguf_file": options.gguf_file, "shape": shape}
+        case |= {"max_tokens": max_tokens, "checkpointing": checkpointing}
+        results.append(case | run_alone("benchmarks.plan", case))
+    rows = [
+        {
+            "prompts x (prompt + completion), context": "{} x ({} + {}), {}".format(*result["shape"]),
+            "tokens": result["tokens"],
+            "checkpointing": result["checkpointing"],
+            "measured GiB": result["peak_bytes"] / GIB,
+            "predicted GiB": result["predicted_bytes"] / GIB,
+            "error": f"{100 * (result['predicted_bytes'] / result['peak_bytes'] - 1):+.0f} %",
+        }
+        for result in results
+    ]
+    print(json.dumps(machine("cpu")))
+    print(table(rows))
+    if options.output:
+        write_result(options.output, "plan", "cpu", {"results": results})
+
+
+if __name__ == "__main__":
+    main()

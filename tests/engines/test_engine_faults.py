@@ -1,0 +1,59 @@
+"""A sampler that dies within a run, and one that has no room: the run ends with a message and can be continued."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from lightning_modules.context_distillation import ContextDistillation
+from tests.engines.test_vllm_server import url  # noqa: F401  # the server, as a process of its own
+from tests.integration.conftest import CONFIG, Runs
+
+pytest.importorskip("vllm", reason="vllm is not installed: make test-engines installs it")
+
+
+@pytest.fixture
+def runs(vllm_model_dir, tmp_path) -> Runs:
+    (tmp_path / "vllm.yaml").write_text(CONFIG.format(model=vllm_model_dir))
+    return Runs(tmp_path, tmp_path / "vllm.yaml")
+
+
+def test_a_kv_cache_without_room_names_the_settings(runs):
+    with pytest.raises(ValueError, match=r"vLLM did not start: (.|\n)*engine\.vllm\.kv_cache_gib \(0\.0001\)"):
+        runs.fit("run", "--model.engine.kind", "vllm", "--model.engine.vllm.kv_cache_gib", "0.0001")
+    assert not (runs.root / "run/metrics.csv").exists()
+
+
+def test_a_server_that_is_killed_within_a_run(runs, url, monkeypatch):  # noqa: F811
+    """kill -9 after the first step. Without it the run goes on with another sampler, from that step's checkpoint."""
+    own = ContextDistillation._log_step
+    port = url.rsplit(":", 1)[1]
+
+    def log_step(self, *args):
+        own(self, *args)
+        for pid in processes_of(port):
+            os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(ContextDistillation, "_log_step", log_step)
+    server = (
+        "--model.engine.kind",
+        "vllm",
+        "--model.engine.vllm.mode",
+        "server",
+        "--model.engine.vllm.server_url",
+        url,
+    )
+    with pytest.raises(ConnectionError, match=r"No vLLM server answers at .*--ckpt_path last") as lost:
+        runs.fit("run", *server)
+    assert lost.value.__notes__[-1].startswith(f"The run's last checkpoint is {runs.root}/run/checkpoints/step=000001")
+    monkeypatch.undo()
+    run = runs.fit("run", "--ckpt_path", "last")
+    assert [row["step"] for row in runs.metrics(run)] == ["1", "2", "3"]
+
+
+def processes_of(port: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", f"--port {port}"], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split() if int(pid) != os.getpid()]

