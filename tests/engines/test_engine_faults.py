@@ -55,5 +55,10 @@ def test_a_server_that_is_killed_within_a_run(runs, url, monkeypatch):  # noqa: 
 
 
 def processes_of(port: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", f"--port {port}"], capture_output=True, text=True, check=False)
+    """The server and the engine that it started."""
+    return [pid for server in pids("-f", "--", f"--port {port} ") for pid in (server, *pids("-P", str(server)))]
+
+
+def pids(*pattern: str) -> list[int]:
+    found = subprocess.run(["pgrep", *pattern], capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split() if int(pid) != os.getpid()]
