@@ -127,7 +127,6 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         tokens=tokens,
         completion_tokens=min(batch * completion, tokens),
         gradient_checkpointing=bool(value("model.gradient_checkpointing", False)),
-        has_consistency=consistency != "none",
         keeps_both_passes=consistency == "symmetric",
         moving_averages=(kind == "ema") + (consistency == "ema_anchor"),
         teacher_cache_tokens=min(int(value("model.teacher_cache_tokens", 32_768)), options.context_tokens),

@@ -19,7 +19,8 @@ Activations. A packed row keeps, of each token and layer of a Llama, Qwen2 or Qw
 key-value heads x head size, I width of the MLP), for the backward pass: both norms' inputs, normed values and outputs,
 6 H; queries, keys, values, 2 K + A; attention's output, twice, 2 A; gate, its activation, up and their product, 4 I.
 With gradient checkpointing: H of each layer, and all of the above of one layer. OPD and NCA are run one after the
-other, so one pass counts, the longer one; `symmetric` keeps both.
+other, so one pass counts, the longer one, with the context (also where OPD alone runs the shorter one only);
+`symmetric` keeps both.
 
 Not counted: the CUDA context, fragments, kernels' workspaces; `MARGIN` of the GPU's memory is left for them.
 """
@@ -105,7 +106,6 @@ class Run:
     completion_tokens: int = 8_192
     """Completion tokens of a micro-batch, at most."""
     gradient_checkpointing: bool = False
-    has_consistency: bool = True
     keeps_both_passes: bool = False
     """The consistency is ``symmetric``."""
     moving_averages: int = 0
