@@ -66,7 +66,8 @@ class _RemembersError:
     """A file that keeps the error of a write: torch reports its own, without an errno, in its place."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.error = file, None  # type: ignore[var-annotated]
+        self._file = file
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:

@@ -43,7 +43,7 @@ def last_checkpoint_or_start(run_folder: str | Path) -> Path | None:
     folder = Path(run_folder)
     if any((folder / "checkpoints").glob("*.ckpt")):
         return last_checkpoint(folder)
-    if (folder / "config.yaml").exists() and rank_zero_only.rank == 0:
+    if (folder / "config.yaml").exists() and getattr(rank_zero_only, "rank", 0) == 0:
         number = 1
         while (aside := folder.with_name(f"{folder.name}.unsaved-{number}")).exists():
             number += 1
