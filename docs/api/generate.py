@@ -33,6 +33,8 @@ PUBLIC = {
         "datamodules.example": ["Example", "Message", "Grade", "Environment"],
         "datamodules.base": ["ContextDataModule"],
         "datamodules.geography": ["GeographyDataModule"],
+        "datamodules.language": ["LanguageDataModule"],
+        "datamodules.past_tense": ["PastTenseDataModule"],
         "datamodules.classification": ["ClassificationDataModule"],
         "datamodules.medical": ["MedicalDataModule"],
         "datamodules.mathematics": ["MathDataModule"],
