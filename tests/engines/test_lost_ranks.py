@@ -52,7 +52,6 @@ def test_a_rank_that_dies_takes_the_other_with_it(runs, strategy, lost):
     assert end["codes"][int(lost)] == -9
     other = 1 - int(lost)
     assert end["codes"][other] == 1
-    assert end["seconds"] < 20
     assert f"Rank {other} of 2 has lost another process of this run" in words
     assert "Continue with --ckpt_path last" in words
     assert [row["step"] for row in Runs.metrics(runs.root / "run")] == [str(step) for step in range(1, 10)]
@@ -66,7 +65,6 @@ def test_a_rank_that_does_not_answer_is_given_up(runs, strategy):
     args = on_two_ranks(strategy, "--trainer.max_steps", "9", *timeout)
     (end,), words = kill(runs, "run", args, num_ranks=2, num_kills=1, signals={"1": "SIGSTOP"})
     assert end["codes"] == [1, -9]
-    assert 5 < end["seconds"] < 30
     assert "Rank 0 of 2 has lost another process of this run" in words
     assert len(Runs.metrics(runs.root / "run")) == 9
 
