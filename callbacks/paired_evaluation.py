@@ -48,7 +48,7 @@ class PairedEvaluation:
     """How items are evaluated."""
 
     with_kl: bool = True
-    """Also score each no-context answer in both views: mean per-token KL(q_x || q_c)."""
+    """Also score each no-context answer in both views: mean per-token KL(q_x || q_c), and log q_x of its own tokens."""
     num_samples: int = 1
     """Answers per item and view, where decoding samples. Above 1: mean accuracy and pass@k beside the paired rates."""
 
@@ -163,6 +163,8 @@ def paired_record(grade: Grader, comparison: ViewComparison) -> PairedRecord:
         question=example.prompt[-1]["content"],
         further_no_context=tuple(_graded(grade, example, answer) for answer in comparison.further_no_context),
         further_with_context=tuple(_graded(grade, example, answer) for answer in comparison.further_with_context),
+        # Of a game it would decide nothing: every turn is an answer of its own.
+        log_probability_no_context=None if comparison.grade_no_context else comparison.log_probability,
     )
 
 

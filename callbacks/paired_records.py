@@ -77,13 +77,16 @@ class PairedRecord:
     further_with_context: tuple[GradedSample, ...] = ()
     kl_to_base: float | None = None
     """Mean over the no-context completion's tokens of KL(q_x || the untrained model's q_x), in nats."""
+    log_probability_no_context: float | None = None
+    """Mean over the no-context completion's tokens, its end token included, of log q_x(y_t), in nats, at temperature 1;
+    None: not measured, or a game, whose turns are answered one by one."""
 
     def __post_init__(self) -> None:
         """Refuse a record that would spoil a mean.
 
         Raises:
-            ValueError: if the id is empty, a reason is unknown, a count is negative, `kl` is not finite, or only one
-                of `kl` and `num_kl_tokens` is given.
+            ValueError: if the id is empty, a reason is unknown, a count is negative, a mean in nats is not finite,
+                or only one of `kl` and `num_kl_tokens` is given.
         """
         if not self.id:
             raise ValueError("PairedRecord.id is empty; pairs and resumed runs join on it.")
@@ -94,7 +97,7 @@ class PairedRecord:
         for name in ("length_no_context", "length_with_context", "num_kl_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Record {self.id!r}: {name}={getattr(self, name)}; a count of tokens is at least 0.")
-        for name in ("kl", "kl_to_base"):
+        for name in ("kl", "kl_to_base", "log_probability_no_context"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ValueError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -55,6 +56,22 @@ def data_module_of(config: Path, overrides: Sequence[str] = ()) -> ContextDataMo
     parser.add_subclass_arguments(ContextDataModule, "data", required=True)
     data: ContextDataModule = parsed(parser, {"data": values}, config, overrides).data
     return data
+
+
+def data_section_of(config: Path, context: str | None = None) -> dict[str, Any]:
+    """Class and every argument under ``data`` of a valid config, defaults filled in, as a fit saves them.
+
+    Args:
+        config: YAML file.
+        context: stands in place of the DataModule's own; None: its own.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ContextDataModule, "data", required=True)
+    found = parser.parse_object({"data": section_of(config, "data")})
+    section: dict[str, Any] = yaml.safe_load(parser.dump(found))["data"]
+    if context is not None:
+        section["init_args"]["context"] = context
+    return section
 
 
 def view_spec_of(config: Path) -> ViewSpec:

@@ -34,6 +34,7 @@ from callbacks.removability_files import ORIGINAL, append_summary, read_records,
 from callbacks.removability_metrics import ALL, RemovabilitySummary, summarise_groups
 from cli.config_sections import (
     data_module_of,
+    data_section_of,
     device_of,
     evaluation_spec_of,
     run_command,
@@ -99,11 +100,11 @@ def evaluate(options: Namespace) -> dict[str, dict[str, RemovabilitySummary]]:
     _check_counts(options)
     data = data_module_of(options.config)
     views = view_spec_of(options.config)
-    # A student to train with adapters is, untrained, its base.
-    spec = options.model or replace(student_spec_of(options.config), lora=None)
+    spec = options.model or _untrained_student(options)
     decoding = options.decoding or evaluation_spec_of(options.config)
     examples = _examples(data, options)
-    output = _Output(options.output, _settings(options, spec, views, decoding))
+    settings = _settings(options, spec, views, decoding)
+    output = _Output(options.output, settings, _config(options, settings))
     module = EvaluatedModel(
         spec,
         views,
@@ -181,7 +182,7 @@ def _pairs(
 class _Output:
     """The folder that is written."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> None:
         self.folder, self._unfinished = folder, folder / "unfinished"
         self._step = int(settings["step"])
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
@@ -197,8 +198,7 @@ class _Output:
         for name in ("removability", "probes"):  # of a killed call: written anew from the batches that were kept
             shutil.rmtree(folder / name, ignore_errors=True)
         replace_file(path, text.encode())
-        values = {"data": settings["data"], "model": {"student": settings["model"], "views": settings["views"]}}
-        replace_file(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+        replace_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
 
     def unfinished(self, context: str) -> list[PairedRecord]:
         """The records of an earlier, killed call."""
@@ -223,6 +223,24 @@ class _Output:
     def finish(self) -> None:
         """Remove what was only kept for a killed process."""
         shutil.rmtree(self._unfinished)
+
+
+def _untrained_student(options: Namespace) -> ModelSpec:
+    """The config's student. One to train with adapters is, untrained, its base."""
+    return replace(student_spec_of(options.config), lora=None)
+
+
+def _config(options: Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """The run's config.yaml: what a report groups runs by, as far as an evaluation knows it."""
+    model = {"student": settings["model"], "views": settings["views"], "evaluation": settings["decoding"]}
+    # A report compares the config's own student, untrained, with the fits of that config, their teacher included.
+    student = section_of(options.config, "model.student")
+    untrained = options.step == 0 and (
+        options.model is None or (student is not None and options.model == _untrained_student(options))
+    )
+    if untrained:
+        model["teacher"] = section_of(options.config, "model.teacher")
+    return {"untrained": untrained, "data": data_section_of(options.config, options.context), "model": model}
 
 
 def _check_counts(options: Namespace) -> None:

@@ -70,7 +70,7 @@ __all__ = [
     "main",
 ]
 
-OTHER_COMMANDS = ("data", "evaluate", "export", "extract", "plan", "replicate", "report", "sweep")
+OTHER_COMMANDS = ("back_off", "data", "evaluate", "export", "extract", "plan", "replicate", "report", "sweep")
 """Those that are no subcommands of LightningCLI: cli/NAME.py has NAME_cli(words)."""
 
 TRAINER_DEFAULTS = {
@@ -175,7 +175,7 @@ def _parser_kwargs() -> dict[str, Any]:
         "parser_mode": "omegaconf+",
         "prog": "python -m cli",
         "description": "Distil removable contexts and measure whether they are. Also: python -m cli "
-        "evaluate|export|plan|report|data|extract|replicate|sweep --help",
+        "evaluate|export|plan|report|back_off|data|extract|replicate|sweep --help",
     }
 
 

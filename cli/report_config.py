@@ -10,9 +10,14 @@ from typing import Any
 import yaml
 
 UNKNOWN = "unknown"
+UNTRAINED = "untrained"
+"""`RunConfig.method` of the student as it came."""
 
 # What varies between seeds or machines without making another method: never told apart by it.
 NOT_A_CHOICE = ("seed", "num_workers", "eval_batch_size", "max_tokens_per_micro_batch", "rollout_batch_size")
+
+# What the answers of an untrained model depend on.
+WITHOUT_TRAINING = ("data.", "model.student.", "model.views.", "model.evaluation.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,10 @@ class RunConfig:
     sampler: str | None = None
     """``teacher`` where the teacher samples what is trained on; None: not said, and so the student."""
     context_share: float = 0.0
+    back_off: float | None = None
+    """Threshold in nats per token of a run that `python -m cli back_off` made; None: of any other."""
+    untrained: bool = False
+    """A fit of no steps, or `python -m cli evaluate` on the config's own student: prompting, with the context."""
     distillation: str | None = None
     beta: float | None = None
     data: str | None = None
@@ -57,9 +66,14 @@ class RunConfig:
 
     @property
     def method(self) -> str:
-        """Who samples, where it is not the student without the context, and the consistency term, in words."""
-        if self.consistency is None:
+        """Who samples, where it is not the student without the context, the consistency term and any back-off."""
+        if self.consistency is None and not self.untrained:
             return UNKNOWN
+        trained = UNTRAINED if self.untrained else self._trained
+        return trained if self.back_off is None else f"{trained} + back_off {self.back_off:g}"
+
+    @property
+    def _trained(self) -> str:
         if self.baseline is None:
             return self._term
         return self.baseline if self.consistency == "none" else f"{self.baseline} + {self._term}"
@@ -85,7 +99,8 @@ def read_config(path: Path) -> RunConfig:
     if not isinstance(config, dict):
         return RunConfig()
     model, data = _arguments(config.get("model")), _arguments(config.get("data"))
-    rollouts = _mapping(model.get("rollouts"))
+    rollouts, trainer = _mapping(model.get("rollouts")), _mapping(config.get("trainer"))
+    untrained = config.get("untrained") is True or _whole(trainer.get("max_steps")) == 0
     return RunConfig(
         consistency=_text(model.get("consistency")),
         consistency_coef=_number(model.get("consistency_coef")),
@@ -93,6 +108,8 @@ def read_config(path: Path) -> RunConfig:
         consistency_warmup_steps=_whole(model.get("consistency_warmup_steps")) or 0,
         sampler=_text(rollouts.get("sampler")),
         context_share=_number(rollouts.get("context_share")) or 0.0,
+        back_off=_number(_mapping(config.get("back_off")).get("threshold")),
+        untrained=untrained,
         distillation=_text(model.get("distillation")),
         beta=_number(model.get("beta")),
         data=_data_name(config.get("data"), data),
@@ -100,13 +117,19 @@ def read_config(path: Path) -> RunConfig:
         student=_text(_mapping(model.get("student")).get("name")),
         teacher=_teacher_name(_mapping(model.get("teacher"))),
         seed=_first(_whole(model.get("seed")), _whole(config.get("seed_everything"))),
-        choices=_choices(model, data, _mapping(config.get("trainer"))),
+        choices={
+            name: value
+            for name, value in _choices(model, data, trainer).items()
+            if not untrained or name.startswith(WITHOUT_TRAINING)
+        },
     )
 
 
 def differing_choices(configs: list[RunConfig]) -> list[str]:
-    """Names of the choices that are not the same in all of `configs`."""
+    """Names of the choices that are not the same in all of `configs`; with untrained ones, of those that all have."""
     names = sorted({name for config in configs for name in config.choices})
+    if any(config.untrained for config in configs):
+        names = [name for name in names if all(name in config.choices for config in configs)]
     return [name for name in names if len({config.choices.get(name) for config in configs}) > 1]
 
 

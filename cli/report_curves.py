@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from callbacks.removability_metrics import ALL, RemovabilitySummary
 from callbacks.removability_seeds import aggregate_seeds
 from callbacks.removability_statistics import rate_intervals
+from cli.report_config import UNKNOWN, UNTRAINED
 from cli.report_methods import Comparison, MethodResult
 from cli.report_runs import Run, lines_by_step
 
@@ -96,8 +97,8 @@ def _label(method: MethodResult) -> str:
 
 def _run_label(run: Run) -> str:
     """The folder's name, with what it does not say of the method."""
-    detail = "" if run.consistency is None else run.method
-    name = run.config.baseline or run.consistency
+    detail = "" if run.method == UNKNOWN else run.method
+    name = UNTRAINED if run.config.untrained else run.config.baseline or run.consistency
     if name is not None and name in run.label:
         detail = detail.removeprefix(name).strip(" ,+")
     return f"{run.label} ({detail})" if detail else run.label

@@ -12,7 +12,7 @@ from callbacks.removability_files import SummaryLine
 from callbacks.removability_metrics import ALL
 from callbacks.removability_seeds import seed_difference
 from callbacks.removability_statistics import holm
-from cli.report_config import differing_choices
+from cli.report_config import UNKNOWN, differing_choices
 from cli.report_methods import BASELINE, MethodResult, MetricDifference
 from cli.report_runs import Run, lines_by_step, records_of, series
 
@@ -68,6 +68,13 @@ def with_differences(
     pairs = [] if baseline is None else _pairs(baseline, method, notes)
     if baseline is None or not pairs:
         return method
+    if method.is_untrained:
+        found = [(before, _line_of(baseline, before), after, _line_of(method, after)) for before, after in pairs]
+        notes.append(
+            f"{method.name} (step {method.step}) is compared with {baseline.name} at step {baseline.step}: its column "
+            "with the context is prompting."
+        )
+        return replace(method, difference_step=method.step, differences=_differences(found, read, notes))
     split, num_items = series(method.lines[0])
     lines = [[lines_by_step(run, split, num_items) for run in pair] for pair in pairs]
     shared = set.intersection(*(set(steps) for pair in lines for steps in pair))
@@ -85,7 +92,7 @@ def with_differences(
 
 
 def _baseline_of(method: MethodResult, methods: Sequence[MethodResult], notes: list[str]) -> MethodResult | None:
-    if method.is_baseline or method.runs[0].consistency is None:
+    if method.is_baseline or method.runs[0].method == UNKNOWN:
         return None
     baselines = [other for other in methods if other.is_baseline]
     if len(baselines) > 1:
@@ -100,8 +107,17 @@ def _baseline_of(method: MethodResult, methods: Sequence[MethodResult], notes: l
     return baselines[0]
 
 
+def _line_of(method: MethodResult, run: Run) -> SummaryLine:
+    return method.lines[method.runs.index(run)]
+
+
 def _pairs(baseline: MethodResult, method: MethodResult, notes: list[str]) -> list[tuple[Run, Run]]:
-    """Runs of equal seed; a single run on both sides is a pair whatever its seed."""
+    """Runs of equal seed; a single run on both sides is a pair whatever its seed.
+
+    A single untrained run stands beside every seed of the baseline: no seed of training made it.
+    """
+    if method.is_untrained and len(method.runs) == 1:
+        return [(run, method.runs[0]) for run in baseline.runs]
     before = {run.config.seed: run for run in baseline.runs if run.config.seed is not None}
     after = {run.config.seed: run for run in method.runs if run.config.seed is not None}
     shared = sorted(before.keys() & after.keys())

@@ -77,6 +77,11 @@ class MethodResult:
         """On-policy distillation alone."""
         return self.runs[0].method == BASELINE
 
+    @property
+    def is_untrained(self) -> bool:
+        """The student as it came, under back-off or not; of one step, which is compared with the baseline's last."""
+        return self.runs[0].config.untrained
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

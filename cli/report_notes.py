@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cli.report_config import UNKNOWN
 from cli.report_curves import drawn_settings
 from cli.report_methods import Comparison
 from cli.report_runs import Run, Series, lines_by_step, series
@@ -26,7 +27,8 @@ def comparison_notes(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> 
                 f"The runs were NOT evaluated on the same items, so their curves do not compare: {listed}. The figures "
                 "have a panel for each."
             )
-        ends = {run.label: str(max(lines_by_step(run, *drawn[run.label][0]))) for run in members}
+        trained = [run for run in members if not run.config.untrained]
+        ends = {run.label: str(max(lines_by_step(run, *drawn[run.label][0]))) for run in trained}
         if len(set(ends.values())) > 1:
             notes.append(f"The last evaluations are at different steps: {_by_value(ends, '{labels} at {value}')}.")
     for run in runs:
@@ -48,7 +50,7 @@ def _of_run(run: Run, drawn: Sequence[Series]) -> list[str]:
         steps = ", ".join(str(step) for step in sorted({line.step for line in run.repeated}))
         notes.append(f"{run.label} was evaluated more than once at step {steps}; the later evaluation counts.")
     notes += run.damage
-    if run.consistency is None:
+    if run.method == UNKNOWN:
         notes.append(f"{run.label}: {run.folder / 'config.yaml'} names no model.consistency: method unknown.")
     return notes
 

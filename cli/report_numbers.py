@@ -46,10 +46,11 @@ NumberTable = tuple[Sequence[str], list[Row]]
 
 def evaluation_numbers(runs: Sequence[Run]) -> NumberTable:
     """Every evaluation: one row per run, evaluation and group. Rates are fractions; None is withheld."""
-    header = ("run", "consistency", "consistency_coef", "split", "step", "group", "elapsed_s", *METRICS)
+    header = ("run", "method", "consistency", "consistency_coef", "split", "step", "group", "elapsed_s", *METRICS)
     rows: list[Row] = [
         {
             "run": run.label,
+            "method": run.method,
             "consistency": run.consistency,
             "consistency_coef": run.consistency_coef,
             "split": line.split,

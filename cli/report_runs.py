@@ -131,7 +131,12 @@ def _read_probes(path: Path) -> tuple[tuple[SummaryLine, ...], list[str]]:
 
 
 def records_of(run: Run, line: SummaryLine) -> list[PairedRecord]:
-    """Read the items behind an evaluation with the context itself.
+    """Read the items behind an evaluation; see `find_records`."""
+    return find_records(run, line)[1]
+
+
+def find_records(run: Run, line: SummaryLine) -> tuple[Path, list[PairedRecord]]:
+    """Find the file behind an evaluation and read its items.
 
     A fit names its files by the step, `validate` and `test` by the split as well; the file is the one whose items give
     the evaluation's own counts.
@@ -139,7 +144,8 @@ def records_of(run: Run, line: SummaryLine) -> list[PairedRecord]:
     Raises:
         ValueError: if a file is broken, or none holds these items; the message says which files were looked at.
     """
-    names = [f"{line.split}-step={line.step:06d}.jsonl", f"step={line.step:06d}.jsonl"]
+    suffix = "" if line.context == ORIGINAL else f".{line.context}"
+    names = [f"{line.split}-step={line.step:06d}{suffix}.jsonl", f"step={line.step:06d}{suffix}.jsonl"]
     counts = _counts(line.summaries[ALL])
     for name in [*names, *(f"{name}.gz" for name in names)]:
         path = run.folder / "removability" / name
@@ -147,7 +153,7 @@ def records_of(run: Run, line: SummaryLine) -> list[PairedRecord]:
             continue
         records = read_records(path)
         if records and _counts(summarise(records)) == counts:
-            return records
+            return path, records
     raise ValueError(
         f"{run.label}: neither {' nor '.join(names)} holds the items of its {line.split} evaluation at step "
         f"{line.step}, so it is not compared item by item"

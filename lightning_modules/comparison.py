@@ -20,7 +20,7 @@ from datamodules.example import Environment, Example, Grade
 from lightning_modules.packing import Rollout
 from lightning_modules.rollout.engine import Completion, RolloutEngine, SamplingSpec
 from lightning_modules.rollout.episodes import Episode, Turn, play_episodes
-from lightning_modules.scoring import ViewScorer
+from lightning_modules.scoring import ViewScorer, ViewScores
 from lightning_modules.views import ContextSlot, PromptPair, View, ViewRenderer
 
 OpenGame = Callable[[Example], Environment | None]
@@ -48,6 +48,8 @@ class ViewComparison:
     with_context: Completion
     kl: float | None
     """Mean per-token KL(q_x || q_c) in nats over the no-context completion; None where it was not asked for."""
+    log_probability: float | None = None
+    """Mean over the no-context completion's tokens of log q_x(y_t) in nats; None where `kl` is None."""
     grade_no_context: Grade | None = None
     """A game's own verdict; None: the text of the completion is to be graded."""
     grade_with_context: Grade | None = None
@@ -158,17 +160,17 @@ class ViewComparer:
         compared = zip(examples, without, with_, strict=True)
         if not spec.with_kl:
             return [compare_episodes(*parts) for parts in compared]
-        kls, states = self._divergences(renderer, examples, without, spec)
-        return [compare_episodes(*parts, kl, kept) for parts, kl, kept in zip(compared, kls, states, strict=True)]
+        scores, states = self._scores(renderer, examples, without, spec)
+        return [compare_episodes(*parts, own, kept) for parts, own, kept in zip(compared, scores, states, strict=True)]
 
-    def _divergences(
+    def _scores(
         self,
         renderer: ViewRenderer,
         examples: Sequence[Example],
         without: Sequence[Sequence[Episode]],
         spec: ComparisonSpec,
-    ) -> tuple[list[float], list[list[Tensor]]]:
-        """Of each example's first no-context answer the KL and, where they are to be kept, its turns' hidden states."""
+    ) -> tuple[list[ViewScores], list[list[Tensor]]]:
+        """Scores of each example's first no-context answer and, where they are to be kept, its turns' hidden states."""
         if spec.given is None:
             rollouts = [[turn.rollout for turn in episodes[0].turns] for episodes in without]
         else:
@@ -177,22 +179,19 @@ class ViewComparer:
         known = [states for comparison in spec.given or () for states in comparison.no_context_states]
         assert len(known) in (0, sum(map(len, rollouts))), "all of the comparisons keep their states, or none does"
         kept = dict(enumerate(known)) if known or spec.keep_states else None
-
-        def divergences(turns: Sequence[Rollout], max_tokens: int | None) -> list[float]:
-            return self.scorer.view_divergences(turns, max_tokens, kept)
-
-        kls = token_means(divergences, rollouts, self.max_tokens)
+        turns = [turn for turns in rollouts for turn in turns]
+        by_turn = self.scorer.view_scores(turns, self.max_tokens, kept)
+        kls = token_means([scores.kl for scores in by_turn], rollouts)
+        log_probabilities = token_means([scores.log_probability for scores in by_turn], rollouts)
         states = iter([kept[number] for number in sorted(kept)] if kept else [])
-        return kls, [list(itertools.islice(states, len(turns))) for turns in rollouts]
+        kept_by_episode = [list(itertools.islice(states, len(turns))) for turns in rollouts]
+        return list(map(ViewScores, kls, log_probabilities)), kept_by_episode
 
     def base_divergences(self, comparisons: Sequence[ViewComparison], base: PreTrainedModel) -> list[float]:
         """See `KnowsItsBase`; `base` has the tokenizer of the model that answered."""
-
-        def divergences(rollouts: Sequence[Rollout], max_tokens: int | None) -> list[float]:
-            return self.scorer.base_divergences(rollouts, base, max_tokens)
-
         rollouts = [[turn.rollout for turn in comparison.no_context_turns] for comparison in comparisons]
-        return token_means(divergences, rollouts, self.max_tokens)
+        turns = [turn for turns in rollouts for turn in turns]
+        return token_means(self.scorer.base_divergences(turns, base, self.max_tokens), rollouts)
 
     def _answers(
         self,
@@ -214,7 +213,7 @@ def compare_episodes(
     example: Example,
     no_context: Sequence[Episode],
     with_context: Sequence[Episode],
-    kl: float | None = None,
+    scores: ViewScores | None = None,
     no_context_states: Sequence[Tensor] = (),
 ) -> ViewComparison:
     """Pair the two views' episodes of one example; its context may be another than the no-context episodes' own."""
@@ -224,7 +223,8 @@ def compare_episodes(
         prompts=with_context[0].turns[0].prompts,
         no_context=no_context[0].completion,
         with_context=with_context[0].completion,
-        kl=kl,
+        kl=None if scores is None else scores.kl,
+        log_probability=None if scores is None else scores.log_probability,
         grade_no_context=no_context[0].grade,
         grade_with_context=with_context[0].grade,
         further_no_context=[Answer(episode.completion, episode.grade) for episode in no_context[1:]],
@@ -240,13 +240,9 @@ def with_other_context(renderer: ViewRenderer, example: Example, episode: Episod
     return [replace(turn, prompts=pair).rollout for turn, pair in zip(episode.turns, pairs, strict=True)]
 
 
-def token_means(
-    divergences: Callable[[Sequence[Rollout], int | None], Sequence[float]],
-    rollouts: Sequence[Sequence[Rollout]],
-    max_tokens: int | None,
-) -> list[float]:
-    """Mean of a divergence over the tokens of all turns, for each episode."""
-    values = iter(divergences([turn for turns in rollouts for turn in turns], max_tokens))
+def token_means(by_turn: Sequence[float], rollouts: Sequence[Sequence[Rollout]]) -> list[float]:
+    """Mean over the tokens of all turns of each episode, from the means over each turn's tokens, in order."""
+    values = iter(by_turn)
     means = []
     for turns in rollouts:
         lengths = [len(turn.completion_ids) for turn in turns]

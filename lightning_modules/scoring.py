@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from lightning_modules.models import eval_mode, head_logits
 from lightning_modules.objective.chunked import Projection
 from lightning_modules.objective.consistency import AnchorSource, TokenTerms, ViewLogits
-from lightning_modules.objective.divergences import kl
+from lightning_modules.objective.divergences import cross_entropy, kl
 from lightning_modules.packing import (
     PrefixCache,
     Rollout,
@@ -28,6 +29,16 @@ TOKENS_PER_KL_CHUNK = 256
 
 Objective = Callable[[ViewLogits, Tensor], TokenTerms]
 """From the views' logits and the example index of each token to the terms (`objective.consistency.token_terms`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewScores:
+    """Two means over a completion's tokens, in nats, over the full vocabulary at temperature 1."""
+
+    kl: float
+    """KL(q_x || q), where q is the other distribution that q_x is compared with."""
+    log_probability: float
+    """log q_x(y_t) of the completion's own tokens y_t, its end token included."""
 
 
 class ViewScorer:
@@ -102,10 +113,10 @@ class ViewScorer:
             prefixes = (_shared_prefix([rollouts[i] for i in members]) for members in plan)
             self._teacher_prefixes.prepare(self.teacher.network(self.student), prefixes)
 
-    def view_divergences(
+    def view_scores(
         self, rollouts: Sequence[Rollout], max_tokens: int | None, kept: dict[int, Tensor] | None = None
-    ) -> list[float]:
-        """Mean per-token KL(q_x || q_c) of each rollout in nats, over the full vocabulary at temperature 1.
+    ) -> list[ViewScores]:
+        """KL(q_x || q_c) and the log-probability of each rollout's completion under q_x.
 
         Args:
             rollouts: what is scored.
@@ -118,17 +129,17 @@ class ViewScorer:
         def states(members: Sequence[int], views: tuple[ViewBatch, ViewBatch]) -> tuple[Tensor, Tensor]:
             return self._no_context_states(members, views[0], kept), completion_hidden_states(self.student, views[1])
 
-        return self._mean_divergences(rollouts, max_tokens, self.student, states)
+        return self._mean_scores(rollouts, max_tokens, self.student, states)
 
     def base_divergences(
         self, rollouts: Sequence[Rollout], base: PreTrainedModel, max_tokens: int | None
     ) -> list[float]:
-        """Mean per-token KL(q_x || base's no-context view) of each rollout, as `view_divergences`."""
+        """Mean per-token KL(q_x || base's no-context view) of each rollout, as in `view_scores`."""
 
         def states(members: Sequence[int], views: tuple[ViewBatch, ViewBatch]) -> tuple[Tensor, Tensor]:
             return completion_hidden_states(self.student, views[0]), completion_hidden_states(base, views[0])
 
-        return self._mean_divergences(rollouts, max_tokens, base, states)
+        return [scores.kl for scores in self._mean_scores(rollouts, max_tokens, base, states)]
 
     def micro_batches(
         self, rollouts: Sequence[Rollout], max_tokens: int | None
@@ -139,30 +150,36 @@ class ViewScorer:
             yield (part, *self.views(part))
 
     @torch.no_grad()
-    def _mean_divergences(
+    def _mean_scores(
         self,
         rollouts: Sequence[Rollout],
         max_tokens: int | None,
         other: PreTrainedModel,
         states: Callable[[Sequence[int], tuple[ViewBatch, ViewBatch]], tuple[Tensor, Tensor]],
-    ) -> list[float]:
-        """Mean per-token KL(student || `other`) from the two hidden states (T, H) of each micro-batch's tokens."""
+    ) -> list[ViewScores]:
+        """The student against `other`, from the two hidden states (T, H) of each micro-batch's tokens."""
         was_training = self.student.training
         self.student.train(False)
-        means = [0.0] * len(rollouts)
+        means: dict[int, ViewScores] = {}
         for members in self.plan(rollouts, max_tokens):
             views = self.views([rollouts[i] for i in members])
-            chunks = [torch.split(hidden_TH, TOKENS_PER_KL_CHUNK) for hidden_TH in states(members, views)]
-            kl_T = torch.cat(
-                [
-                    kl(self._log_probabilities(self.student, p_TH), self._log_probabilities(other, q_TH))
-                    for p_TH, q_TH in zip(*chunks, strict=True)
-                ]
+            tokens = (*states(members, views), views[0].completion_ids)
+            chunks = zip(*(torch.split(values, TOKENS_PER_KL_CHUNK) for values in tokens), strict=True)
+            kl_T, log_probability_T = map(
+                torch.cat, zip(*(self._scores(other, *chunk) for chunk in chunks), strict=True)
             )
             for row, index in enumerate(members):
-                means[index] = float(kl_T[views[0].rows == row].mean())
+                own = views[0].rows == row
+                means[index] = ViewScores(float(kl_T[own].mean()), float(log_probability_T[own].mean()))
         self.student.train(was_training)
-        return means
+        return [means[index] for index in range(len(rollouts))]
+
+    def _scores(
+        self, other: PreTrainedModel, p_TH: Tensor, q_TH: Tensor, completion_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """KL(student || `other`) and the student's log-probability of the completion, each (T,)."""
+        log_p_TV = self._log_probabilities(self.student, p_TH)
+        return kl(log_p_TV, self._log_probabilities(other, q_TH)), -cross_entropy(log_p_TV, completion_T)
 
     def _no_context_states(self, members: Sequence[int], view: ViewBatch, kept: dict[int, Tensor] | None) -> Tensor:
         """The student's hidden states (T, H) in a micro-batch's no-context view, which is `kept` in main memory."""

@@ -151,6 +151,28 @@ def test_divergence_from_the_base_equals_a_recount(load, tiny_model_dir, tmp_pat
     assert itself.base_divergences(comparisons) == pytest.approx([0.0] * 4, abs=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [3, 256], ids=["chunks of 3 tokens", "one chunk"])
+def test_the_no_context_answer_s_log_probability_equals_a_recount(load, tiny_model_dir, monkeypatch, chunk):
+    """Mean of log q_x(y_t) in float64, one answer at a time, its end token included; the same beside any context."""
+    monkeypatch.setattr(scoring, "TOKENS_PER_KL_CHUNK", chunk)
+    model = load()
+    comparisons = model.compare_views(examples(), ComparisonSpec(keep_states=True))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval().double()
+    expected = []
+    for comparison in comparisons:
+        prompt, completion = comparison.prompts.no_context_ids, comparison.no_context.token_ids
+        with torch.no_grad():
+            log_q = plain(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected.append(float(log_q[range(len(completion)), completion].mean()))
+    assert [comparison.log_probability for comparison in comparisons] == pytest.approx(expected, rel=1e-4)
+    assert len({round(value, 3) for value in expected}) == len(expected)
+    other = model.compare_views(examples("Reply with one word."), ComparisonSpec(given=comparisons))
+    assert [comparison.log_probability for comparison in other] == pytest.approx(expected, rel=1e-4)
+    assert [comparison.kl for comparison in other] != [comparison.kl for comparison in comparisons]
+    unscored = model.compare_views(examples(count=1), ComparisonSpec(with_kl=False))
+    assert unscored[0].log_probability is None
+
+
 def test_a_base_of_another_tokenizer_is_refused(load, tiny_model_dir, tmp_path):
     from transformers import AutoTokenizer
 

@@ -12,6 +12,7 @@ from datamodules.example import Example, TurnOutcome
 from lightning_modules.comparison import compare_episodes, token_means
 from lightning_modules.rollout.engine import Completion, SamplingSpec
 from lightning_modules.rollout.episodes import all_turns, count_games, play_episodes, turn_seed
+from lightning_modules.scoring import ViewScores
 from lightning_modules.views import ViewRenderer, ViewSpec
 
 TURNS = (
@@ -200,17 +201,12 @@ def test_the_comparison_takes_the_games_verdicts_and_weighs_turns_by_tokens(play
     (without,), _ = play([Countdown(2)], reply=lambda text: next(replies))
     (with_,), _ = play([Countdown(2)], reply=lambda text: "stop")
 
-    class Scorer:
-        def view_divergences(self, rollouts, max_tokens):
-            assert [rollout.completion_ids for rollout in rollouts] == [t.completion.token_ids for t in without.turns]
-            return [0.25, 0.75, 0.5]
-
-    rollouts = [[turn.rollout for turn in without.turns]]
-    (kl,) = token_means(Scorer().view_divergences, rollouts, None)
+    (kl,) = token_means([0.25, 0.75, 0.5], [[turn.rollout for turn in without.turns]])
     lengths = [len(turn.completion.token_ids) for turn in without.turns]
     assert len(set(lengths)) == 2
     assert kl == pytest.approx((0.25 * lengths[0] + 0.75 * lengths[1] + 0.5 * lengths[2]) / sum(lengths))
-    comparison = compare_episodes(without.example, [without], [with_], kl)
+    comparison = compare_episodes(without.example, [without], [with_], ViewScores(kl, -1.5))
+    assert (comparison.kl, comparison.log_probability) == (kl, -1.5)
     assert comparison.grade_no_context.correct
     assert comparison.grade_with_context.reason == "lost"
     assert comparison.no_context_turns == without.turns

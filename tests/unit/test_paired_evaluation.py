@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from callbacks.paired_evaluation import ControlSpec, PairedEvaluation
+from callbacks.paired_evaluation import ControlSpec, PairedEvaluation, paired_record
 from callbacks.removability_metrics import summarise
 from datamodules.example import Example, Grade
 from lightning_modules.comparison import Answer, ComparisonSpec, ViewComparison
@@ -40,7 +42,7 @@ class ScriptedModule:
         with_ = [answer("with", number) for number in range(spec.num_with_context)]
         return ViewComparison(
             example, PromptPair(example.id, [1], [1], 0, "", ""), without[0].completion, with_[0].completion,
-            kl=0.5 if spec.with_kl else None,
+            kl=0.5 if spec.with_kl else None, log_probability=-0.25 if spec.with_kl else None,
             further_no_context=without[1:], further_with_context=with_[1:],
         )  # fmt: skip
 
@@ -84,7 +86,15 @@ def test_a_record_holds_the_question_both_grades_and_the_cost():
     run(module, [[example(3)]])
     assert not module.asked[0][1].keep_states  # nobody would take them over
     (unscored,) = run(ScriptedModule(), [[example(3)]], with_kl=False)["original"]
-    assert (unscored.kl, unscored.num_kl_tokens) == (None, 0)
+    assert (unscored.kl, unscored.num_kl_tokens, unscored.log_probability_no_context) == (None, 0, None)
+
+
+def test_the_log_probability_is_kept_of_an_answer_and_not_of_a_game():
+    answered = ScriptedModule().compare(example(3), ComparisonSpec())
+    assert paired_record(grade, answered).log_probability_no_context == -0.25
+    verdict = Grade(False, None, "lost")
+    played = replace(answered, grade_no_context=verdict, grade_with_context=verdict)
+    assert paired_record(grade, played).log_probability_no_context is None
 
 
 def test_sampled_decoding_draws_the_no_context_view_twice_for_the_noise_floor():

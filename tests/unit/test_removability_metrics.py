@@ -158,6 +158,7 @@ def test_duplicate_ids_are_refused_by_name():
         ({"length_with_context": -1}, "length_with_context=-1"),
         ({"kl": math.nan}, "kl=nan.*not finite"),
         ({"kl": math.inf}, "kl=inf.*not finite"),
+        ({"log_probability_no_context": -math.inf}, "log_probability_no_context=-inf.*not finite"),
         ({"kl": None}, "give both, or None and 0"),
         ({"num_kl_tokens": 0}, "give both, or None and 0"),
     ],
