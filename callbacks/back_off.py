@@ -65,5 +65,5 @@ def back_off(record: PairedRecord, threshold: float) -> PairedRecord:
 def candidate_thresholds(records: Sequence[PairedRecord]) -> list[float]:
     """Thresholds to choose from, ascending: -inf, the deciles of the log-probabilities to three decimals, and inf."""
     known = [r.log_probability_no_context for r in records if r.log_probability_no_context is not None]
-    deciles = np.quantile(known, np.arange(1, 10) / 10) if known else []
-    return [-math.inf, *sorted({round(float(decile), 3) for decile in deciles}), math.inf]
+    deciles = {round(float(np.quantile(known, tenth / 10)), 3) for tenth in range(1, 10)} if known else set()
+    return [-math.inf, *sorted(deciles), math.inf]
