@@ -57,7 +57,8 @@ class RemovabilityCallback(Callback):
         at_start: evaluate the untrained student too.
         split: split that is evaluated during a fit. Select checkpoints on ``val``, report ``test``.
         max_items: evaluate the first so many items of the split; None: all of them.
-        with_kl: also score each no-context answer in both views: mean per-token KL(q_x || q_c).
+        with_kl: also score each no-context answer in both views: mean per-token KL(q_x || q_c), and log q_x of its own
+            tokens, by which `python -m cli back_off` decides.
         num_samples: answers per item and view, where decoding samples (``model.evaluation.temperature`` above 0).
             Whatever it is, the no-context view is then drawn at least twice: that is harm's noise floor.
         controls: what else to put in the context's place.

@@ -46,11 +46,13 @@ def test_the_untrained_model_by_evaluate_and_by_a_fit_of_no_steps_is_one_method(
     still = runs.fit("still", "--trainer.max_steps", "0")
     short = evaluate_untrained(runs.config, tmp_path / "short")  # the config leaves the context's name to its default
     whole = evaluate_untrained(none / "config.yaml", tmp_path / "whole")
-    start = [line for line in read_summaries(none / "removability/summary.jsonl") if line.step == 0]
+    at_start = read_records(none / "removability/step=000000.jsonl")
+    start = [(record.completion_no_context, record.completion_with_context) for record in at_start]
     for run in (still, short, whole):
         (line,) = read_summaries(run / "removability/summary.jsonl")
         assert (line.step, line.split) == (0, "val")
-        assert line.summaries["all"].accuracy_with_context == start[0].summaries["all"].accuracy_with_context
+        (records,) = (read_records(path) for path in (run / "removability").glob("*step=000000.jsonl"))
+        assert [(r.completion_no_context, r.completion_with_context) for r in records] == start
         (comparison,) = compare(read_runs([none, run]))
         method = comparison.methods[1]
         assert (method.name, method.step, method.difference_step) == ("untrained", 0, 0)
