@@ -70,9 +70,9 @@ def with_differences(
         return method
     if method.is_untrained:
         found = [(before, _line_of(baseline, before), after, _line_of(method, after)) for before, after in pairs]
+        prompting = "" if method.runs[0].config.back_off is not None else ": its column with the context is prompting"
         notes.append(
-            f"{method.name} (step {method.step}) is compared with {baseline.name} at step {baseline.step}: its column "
-            "with the context is prompting."
+            f"{method.name} (step {method.step}) is compared with {baseline.name} at step {baseline.step}{prompting}."
         )
         return replace(method, difference_step=method.step, differences=_differences(found, read, notes))
     split, num_items = series(method.lines[0])

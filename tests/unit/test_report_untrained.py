@@ -73,6 +73,14 @@ def test_one_untrained_run_stands_beside_every_seed(tmp_path):
     assert difference.value == pytest.approx(-0.05)
 
 
+def test_back_off_takes_the_untrained_model_too(tmp_path):
+    config = evaluated_config() + "back_off: {threshold: -0.5}\n"
+    (comparison,) = compare(read_runs([fit(tmp_path, 0), write_run(tmp_path / "start", UNTRAINED, config)]))
+    assert comparison.methods[1].name == "untrained + back_off -0.5"
+    assert comparison.methods[1].differences["accuracy_with_context"].value == pytest.approx(-0.05)
+    assert comparison.notes == ("untrained + back_off -0.5 (step 0) is compared with none at step 20.",)
+
+
 def test_an_evaluation_of_other_views_is_said(tmp_path):
     config = evaluated_config(views="{context_slot: user}")
     (comparison,) = compare(read_runs([fit(tmp_path, 0), write_run(tmp_path / "start", UNTRAINED, config)]))
