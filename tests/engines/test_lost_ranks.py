@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from lightning_modules.checkpoint_folders import LIST
 from tests.integration.conftest import CONFIG, ROOT, Runs
 from tests.integration.killing import STEPS, kill, same_files
 
-STRATEGIES = ("ddp", "zero2")
+ZERO2 = pytest.mark.skipif("LOST_RANKS_ZERO2" not in os.environ, reason="takes minutes: set LOST_RANKS_ZERO2=1")
+STRATEGIES = ("ddp", pytest.param("zero2", marks=ZERO2))
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
