@@ -231,7 +231,6 @@ class ColocatedVLLM:
         _prepare_environment(self.on_cpu)
         vllm = _import_vllm()
         self._params = vllm.SamplingParams
-        set_num_threads = torch.set_num_threads
         kv_cache_gib = CPU_KV_CACHE_GIB if self.on_cpu and spec.kv_cache_gib is None else spec.kv_cache_gib
         with tempfile.TemporaryDirectory() as folder:
             _config_for_vllm(model, vocab_size).save_pretrained(folder)
@@ -252,8 +251,6 @@ class ColocatedVLLM:
                     enable_prefix_caching=True,
                     enable_sleep_mode=self.can_sleep,
                 )
-        # On a CPU vLLM replaces this function by one that only warns, for the whole process.
-        torch.set_num_threads = set_num_threads
         self._asleep = False
 
     def sample(
@@ -311,6 +308,7 @@ class ColocatedVLLM:
 @contextmanager
 def _start_explained(spec: VLLMSpec, max_num_seqs: int) -> Iterator[None]:
     """Say which settings take memory, where vLLM does not start."""
+    set_num_threads = torch.set_num_threads
     try:
         yield
     except (ValueError, RuntimeError) as error:  # CUDA's out of memory is a RuntimeError
@@ -320,6 +318,9 @@ def _start_explained(spec: VLLMSpec, max_num_seqs: int) -> Iterator[None]:
             f"rollout_batch_size ({max_num_seqs}), or raise engine.vllm.kv_cache_gib ({spec.kv_cache_gib}), on a GPU "
             f"engine.vllm.gpu_memory_utilization ({spec.gpu_memory_utilization})."
         ) from error
+    finally:
+        # On a CPU vLLM replaces this function by one that only warns, for the whole process, started or not.
+        torch.set_num_threads = set_num_threads
 
 
 def _check_single_process() -> None:
