@@ -69,7 +69,7 @@ def test_every_name_in_the_document_is_logged(logged):
     for placeholder, value in PLACEHOLDERS.items():
         named = {name.replace(placeholder, value) for name in named}
     known = {name.removesuffix(".path") for name in logged.history}
-    assert named - known == set()
+    assert named - known == {"train/cross_entropy"}  # of fine-tuning, a run of its own: test_baselines.py
     ours = {name for name in known if re.fullmatch(rf"(?:{SECTIONS})/[^/]+", name) and "." not in name}
     assert ours - named == set(), "logged, and not named in the document"
     steps = logged.history["trainer/global_step"]
