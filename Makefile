@@ -1,4 +1,4 @@
-# make quickstart | test | test-engines | bench | lint: each builds its environment first; the second call finds it ready.
+# make quickstart | test | test-slow | test-engines | bench | lint: each builds its environment first; the second call finds it ready.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ JOBS ?= 2
 # A finished run is left as it is, a killed one continued; one killed before its first checkpoint starts again.
 RESUME = $$(ls $(QUICKSTART)/$(1)/checkpoints/*.ckpt >/dev/null 2>&1 && echo --ckpt_path last || rm -rf $(QUICKSTART)/$(1))
 
-.PHONY: quickstart test test-engines bench lint format clean
+.PHONY: quickstart test test-slow test-engines bench lint format clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,11 @@ quickstart: $(READY)
 	$(BIN)/python -m cli report $(QUICKSTART)/none $(QUICKSTART)/no_context_anchor --output $(QUICKSTART)/report
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+# Tests that start several processes, or run every command of the README.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 # An environment of its own: vLLM pins numpy and setuptools below what the other tests run with.
 $(ENGINES): setup.cfg pyproject.toml constraints.txt constraints-engines.txt

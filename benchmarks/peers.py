@@ -8,11 +8,12 @@ micro-batch, and adds the gradient of mean_t OPD (+ coefficient x mean_t NCA) of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.workload import Shape, rows_in_budget
@@ -36,6 +37,8 @@ class Contestant(Protocol):
 class Textbook:
     """The definition, written down in plain transformers (as OPCD's published code computes it)."""
 
+    way = "textbook"
+
     def __init__(
         self,
         student: PreTrainedModel,
@@ -46,7 +49,7 @@ class Textbook:
         consistency_coef: float,
     ) -> None:
         """Lay out the step's two views; a coefficient of 0 is OPD alone."""
-        self.name = "textbook OPD + NCA" if consistency_coef else "textbook OPD"
+        self.name = f"{self.way} OPD + NCA" if consistency_coef else f"{self.way} OPD"
         self.student, self.teacher, self.consistency_coef = student, teacher, consistency_coef
         self.completion = shape.completion
         context, prompts, completions = tokens
@@ -90,40 +93,32 @@ class TwoKernels(Textbook):
     student), NCA with q_c as its student and the stopped q_x as its teacher. Liger compiles them on a GPU.
     """
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        shape: Shape,
-        tokens: tuple[list[int], list[list[int]], list[list[int]]],
-        max_tokens: int,
-        consistency_coef: float,
-    ) -> None:
-        """As `Textbook`; the coefficient must not be 0.
+    way = "two fused kernels"
+
+    @cached_property
+    def kernels(self) -> tuple[nn.Module, nn.Module]:
+        """OPD's and NCA's.
 
         Raises:
             ImportError: if Liger is not installed.
         """
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-        super().__init__(student, teacher, shape, tokens, max_tokens, consistency_coef)
-        self.name = "two fused kernels OPD + NCA"
-        settings: dict[str, Any] = {"weight_hard_loss": 0.0, "weight_soft_loss": 1.0}
-        settings["compiled"] = student.device.type == "cuda"
-        self.opd = LigerFusedLinearJSDLoss(beta=1.0, **settings)
-        self.nca = LigerFusedLinearJSDLoss(beta=0.0, **settings)
+        settings = {"weight_hard_loss": 0.0, "weight_soft_loss": 1.0, "compiled": self.student.device.type == "cuda"}
+        return LigerFusedLinearJSDLoss(beta=1.0, **settings), LigerFusedLinearJSDLoss(beta=0.0, **settings)
 
     def run(self, index: int) -> float:
         """See `Contestant`."""
         rows = list(self.micro_batches[index])
         labels = self.no_context[rows][:, -self.completion :].flatten()
+        opd, nca = self.kernels
         head, teacher_head = (model.get_output_embeddings().weight for model in (self.student, self.teacher))
         q_x = self._hidden(self.student, self.no_context[rows])
         with torch.no_grad():
             f = self._hidden(self.teacher, self.with_context[rows])
-        loss = self.opd(q_x, head, f, teacher_head, labels)
+        loss = opd(q_x, head, f, teacher_head, labels)
         q_c = self._hidden(self.student, self.with_context[rows])
-        loss = loss + self.consistency_coef * self.nca(q_c, head, q_x.detach(), head.detach(), labels)
+        loss = loss + self.consistency_coef * nca(q_c, head, q_x.detach(), head.detach(), labels)
         loss = loss * len(rows) / len(self.no_context)
         loss.backward()
         return float(loss.detach())

@@ -97,37 +97,37 @@ def measure_case(
     agreed = _compare(models, shape, max_tokens, contestants)
     times = _time_in_turns(student, contestants, repetitions, timed_micro_batches)
     trained_forwards, forward_s, operations = plain_pass(student, shape, repetitions)
-    update_s = statistics.median(times.updates)
-    seconds, medians = times.seconds, {name: statistics.median(all_s) for name, all_s in times.seconds.items()}
-    costs = Costs.of(student)
-    counted = {
-        name: total(passes, costs, trained_forwards) * forward_s / operations + update_s
-        for name, passes in _passes(shape, contestants).items()
-    }
+    update_s, costs = statistics.median(times.updates), Costs.of(student)
+    rows: dict[str, dict[str, Any]] = {}
+    for one in contestants:
+        operations_of_one = total(_passes(shape, one), costs, trained_forwards)
+        rows[one.name] = {
+            "median_s": statistics.median(times.seconds[one.name]),
+            "all_s": times.seconds[one.name],
+            "counted_s": operations_of_one * forward_s / operations + update_s,
+            "micro_batches": one.num_micro_batches,
+            "timed_micro_batches": min(timed_micro_batches or one.num_micro_batches, one.num_micro_batches),
+            "loss": agreed[one.name][0],
+            "gradient_norm": agreed[one.name][1],
+        }
     return {
         "shape": vars(shape),
         "trained_forwards": trained_forwards,
         "update_s": update_s,
-        "contestants": {
-            one.name: {
-                "median_s": medians[one.name],
-                "all_s": seconds[one.name],
-                "counted_s": counted[one.name],
-                "micro_batches": one.num_micro_batches,
-                "timed_micro_batches": min(timed_micro_batches or one.num_micro_batches, one.num_micro_batches),
-                "loss": agreed[one.name][0],
-                "gradient_norm": agreed[one.name][1],
-            }
-            for one in contestants
-        },
-        "ratios": {
-            f"{first} / {second}": {
-                "measured": medians[first] / medians[second],
-                "counted": counted[first] / counted[second],
-            }
-            for first, second in PAIRS
-            if first in medians and second in medians
-        },
+        "contestants": rows,
+        "ratios": _ratios(rows),
+    }
+
+
+def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Those of `PAIRS` whose two contestants were there."""
+    return {
+        f"{first} / {second}": {
+            "measured": rows[first]["median_s"] / rows[second]["median_s"],
+            "counted": rows[first]["counted_s"] / rows[second]["counted_s"],
+        }
+        for first, second in PAIRS
+        if first in rows and second in rows
     }
 
 
@@ -219,16 +219,12 @@ def _time_in_turns(
     return times
 
 
-def _passes(shape: Shape, contestants: Sequence[Contestant]) -> dict[str, list[Pass]]:
-    """Passes of each contestant; our context runs once per micro-batch."""
-    passes = {}
-    for one in contestants:
-        with_consistency = one.name.endswith("NCA")
-        if one.name.startswith("ours"):
-            passes[one.name] = shared_passes(shape, with_consistency, one.num_micro_batches)
-        else:
-            passes[one.name] = full_passes(shape, with_consistency)
-    return passes
+def _passes(shape: Shape, one: Contestant) -> list[Pass]:
+    """Passes of a contestant; our context runs once per micro-batch."""
+    with_consistency = one.name.endswith("NCA")
+    if one.name.startswith("ours"):
+        return shared_passes(shape, with_consistency, one.num_micro_batches)
+    return full_passes(shape, with_consistency)
 
 
 def plain_pass(model: PreTrainedModel, shape: Shape, repetitions: int) -> tuple[float, float, float]:

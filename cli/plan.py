@@ -85,7 +85,7 @@ def print_plan(options: Namespace) -> None:
         print(f"{strategy:<10} {peak / GIB:>10.2f} {'yes' if peak <= gpu_bytes else 'no':>6}   {tokens or 'none fits'}")
     if chosen.peak > gpu_bytes:
         print(f"\n{options.strategy} does not fit. Try: {suggestion(run, gpu_bytes)}.")
-    print("\nArithmetic, not a measurement on a GPU; docs/scale.md has its error on a CPU.")
+    print("\nArithmetic, not a measurement: docs/scale.md says how far it was from runs.")
 
 
 def run_of(options: Namespace, gpu_bytes: int) -> Run:
@@ -99,16 +99,7 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     if options.model is not None:
         student = ModelSpec(options.model)
     precision = str(value("trainer.precision", "32-true"))
-    kind = value("model.teacher.kind", "frozen")
-    shape = shape_of(student)
-    teacher: Shape | None = shape
-    if kind == "model":
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(ModelSpec, "model")
-        spec = parsed(parser, {"model": section_of(options.config, "model.teacher.model")}, options.config).model
-        teacher = shape_of(spec)
-    elif kind in ("live", "ema"):
-        teacher = None
+    shape, kind = shape_of(student), value("model.teacher.kind", "frozen")
     consistency = value("model.consistency", "no_context_anchor")
     batch = -(-int(value("data.init_args.batch_size", 16)) * int(value("model.num_generations", 1)) // options.num_gpus)
     completion = int(value("model.sampling.max_completion_length", 512))
@@ -118,7 +109,7 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     together = min(batch, int(value("model.rollout_batch_size", 64)))
     return Run(
         shape,
-        teacher,
+        _teacher_shape(options, kind, shape),
         strategy=options.strategy,
         num_gpus=options.num_gpus,
         offload_optimizer=options.offload_optimizer,
@@ -133,6 +124,16 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         sampled_tokens=0 if uses_vllm else together * (options.prompt_tokens + completion),
         vllm_bytes=int(float(value("model.engine.vllm.gpu_memory_utilization", 0.3)) * gpu_bytes) if uses_vllm else 0,
     )
+
+
+def _teacher_shape(options: Namespace, kind: str, student: Shape) -> Shape | None:
+    """Sizes of a teacher that has weights of its own and does not move."""
+    if kind == "model":
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(ModelSpec, "model")
+        section = section_of(options.config, "model.teacher.model")
+        return shape_of(parsed(parser, {"model": section}, options.config).model)
+    return None if kind in ("live", "ema") else student
 
 
 def shape_of(spec: ModelSpec) -> Shape:

@@ -7,22 +7,33 @@ the countries take turns, so that no large one dominates.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar, get_args
 
 import numpy as np
 
 from datamodules.base import Split
-from datamodules.sampling import deal_in_rounds, fill_evenly, shuffled
+from datamodules.contexts import load_context
+from datamodules.example import Example
+from datamodules.sampling import deal_in_rounds, fill_evenly, interleave, shuffled
 
 
-class _InCountry(Protocol):
+class AskedCity(Protocol):
+    """What is known of a city that is asked about."""
+
     @property
-    def country(self) -> str: ...
+    def country(self) -> str:
+        """Its country's name or code."""
+        ...
+
+    @property
+    def question(self) -> str:
+        """The user turn."""
+        ...
 
 
-C = TypeVar("C", bound=_InCountry)
+C = TypeVar("C", bound=AskedCity)
 
 Strata = dict[tuple[Split, str, str], list[C]]
 """Cities by split, group and answer."""
@@ -38,6 +49,40 @@ _UNSEEN_SHARE = 1 / 8
 """Of an answer's countries: an unseen group takes turns among about so many, and at least `_MIN_UNSEEN_COUNTRIES`."""
 
 _MIN_UNSEEN_COUNTRIES = 3
+
+
+def without_demonstrated(cities: Sequence[C], context_name: str) -> tuple[list[C], set[str]]:
+    """Return the cities without those of shipped demonstrations, and the countries of those."""
+    demonstrations = load_context(context_name)
+    assert not isinstance(demonstrations, str)
+    questions = {message["content"] for message in demonstrations}
+    countries = {city.country for city in cities if city.question in questions}
+    return [city for city in cities if city.question not in questions], countries
+
+
+def interleaved_splits(strata: Strata[C], example: Callable[[C, str], Example]) -> dict[Split, list[Example]]:
+    """Return each split's examples, made of a city and its group, so that any prefix is about as balanced as all."""
+    return {
+        split: interleave(
+            [[example(city, group) for city in cities] for (part, group, _), cities in strata.items() if part == split]
+        )
+        for split in get_args(Split)
+    }
+
+
+def table_of_splits(splits: Mapping[Split, Sequence[Example]], answers: Sequence[str]) -> str:
+    """Return the number of items by split, group and answer, and of their countries, as a table to print."""
+    names = [*answers, "items", "countries"]
+    lines = [f"{'split':<6} {'group':<14}" + "".join(f"{name:>{len(name) + 2}}" for name in names)]
+    for split, examples in splits.items():
+        for group in sorted({example.group for example in examples}):
+            members = [example for example in examples if example.group == group]
+            counts = Counter(example.answer for example in members)
+            counts["items"] = len(members)
+            counts["countries"] = len({example.meta["country"] for example in members})
+            numbers = "".join(f"{counts[name]:>{len(name) + 2}}" for name in names)
+            lines.append(f"{split:<6} {group or '-':<14}{numbers}")
+    return "\n".join(lines)
 
 
 def split_by_country(

@@ -10,17 +10,14 @@ Splitting by city alone would leak, because the prompt names the country. Hence 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from typing import get_args
 
 from datamodules.base import ContextDataModule, Split, require_int
 from datamodules.contexts import check_asks_nothing_evaluated, load_context
-from datamodules.country_splits import split_by_country
+from datamodules.country_splits import interleaved_splits, split_by_country, table_of_splits, without_demonstrated
 from datamodules.example import Example, Grade, Message
 from datamodules.geonames import CONTINENT_SPELLINGS, CONTINENTS, City, load_cities
 from datamodules.grading import grade_choice_mention
-from datamodules.sampling import interleave
 
 
 class GeographyDataModule(ContextDataModule):
@@ -79,20 +76,11 @@ class GeographyDataModule(ContextDataModule):
     def load_splits(self) -> dict[Split, list[Example]]:
         """Draw the splits from all cities, as the class says."""
         context = None if self.context is None else load_context(self.context)
-        cities, demonstrated_countries = _without_demonstrated(load_cities())
+        cities, demonstrated_countries = without_demonstrated(load_cities(), "geography_demonstrations")
         by_continent = {code: [city for city in cities if city.continent == code] for code in CONTINENTS}
         sizes: dict[Split, int] = {"train": self.num_train, "val": self.num_val, "test": self.num_test}
         strata = split_by_country(by_continent, demonstrated_countries, sizes, self.split_seed)
-        splits: dict[Split, list[Example]] = {
-            split: interleave(
-                [
-                    [_example(city, context, group) for city in drawn]
-                    for (part, group, _), drawn in strata.items()
-                    if part == split
-                ]
-            )
-            for split in get_args(Split)
-        }
+        splits = interleaved_splits(strata, lambda city, group: _example(city, context, group))
         check_asks_nothing_evaluated(context, self.context, [*splits["val"], *splits["test"]])
         return splits
 
@@ -102,28 +90,7 @@ class GeographyDataModule(ContextDataModule):
 
     def summary(self) -> str:
         """Return the number of items by split, group and continent, and of their countries, as a table to print."""
-        names = [*CONTINENTS.values(), "items", "countries"]
-        lines = [f"{'split':<6} {'group':<14}" + "".join(f"{name:>{len(name) + 2}}" for name in names)]
-        for split in get_args(Split):
-            members: defaultdict[str, list[Example]] = defaultdict(list)
-            for example in self.examples(split):
-                members[example.group].append(example)
-            for group, examples in sorted(members.items()):
-                counts = Counter(example.answer for example in examples)
-                counts["items"] = len(examples)
-                counts["countries"] = len({example.meta["country"] for example in examples})
-                numbers = "".join(f"{counts[name]:>{len(name) + 2}}" for name in names)
-                lines.append(f"{split:<6} {group or '-':<14}{numbers}")
-        return "\n".join(lines)
-
-
-def _without_demonstrated(cities: Sequence[City]) -> tuple[list[City], set[str]]:
-    """Return the cities without those of the shipped demonstrations, and the countries of those."""
-    demonstrations = load_context("geography_demonstrations")
-    assert not isinstance(demonstrations, str)
-    questions = {message["content"] for message in demonstrations}
-    countries = {city.country for city in cities if city.question in questions}
-    return [city for city in cities if city.question not in questions], countries
+        return table_of_splits({split: self.examples(split) for split in get_args(Split)}, [*CONTINENTS.values()])
 
 
 def _example(city: City, context: str | tuple[Message, ...] | None, group: str) -> Example:

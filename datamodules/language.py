@@ -9,17 +9,14 @@ The prompt names the country, as in `GeographyDataModule`; so the groups of vali
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import get_args
 
 from datamodules.base import ContextDataModule, Split, require_int
 from datamodules.contexts import check_asks_nothing_evaluated, load_context
-from datamodules.country_splits import split_by_country
+from datamodules.country_splits import interleaved_splits, split_by_country, table_of_splits, without_demonstrated
 from datamodules.example import Example, Grade, Message
 from datamodules.grading import grade_choice_mention
 from datamodules.language_cities import COUNTRIES, LANGUAGE_SPELLINGS, LanguageCity, load_language_cities
-from datamodules.sampling import interleave
 
 
 class LanguageDataModule(ContextDataModule):
@@ -74,20 +71,11 @@ class LanguageDataModule(ContextDataModule):
     def load_splits(self) -> dict[Split, list[Example]]:
         """Draw the splits from all cities, as the class says."""
         context = None if self.context is None else load_context(self.context)
-        cities, demonstrated_countries = _without_demonstrated(load_language_cities())
+        cities, demonstrated_countries = without_demonstrated(load_language_cities(), "language_demonstrations")
         by_language = {name: [city for city in cities if city.language == name] for name in COUNTRIES}
         sizes: dict[Split, int] = {"train": self.num_train, "val": self.num_val, "test": self.num_test}
         strata = split_by_country(by_language, demonstrated_countries, sizes, self.split_seed)
-        splits: dict[Split, list[Example]] = {
-            split: interleave(
-                [
-                    [_example(city, context, group) for city in drawn]
-                    for (part, group, _), drawn in strata.items()
-                    if part == split
-                ]
-            )
-            for split in get_args(Split)
-        }
+        splits = interleaved_splits(strata, lambda city, group: _example(city, context, group))
         check_asks_nothing_evaluated(context, self.context, [*splits["val"], *splits["test"]])
         return splits
 
@@ -97,27 +85,7 @@ class LanguageDataModule(ContextDataModule):
 
     def summary(self) -> str:
         """Return the number of items by split, group and language, and of their countries, as a table to print."""
-        names = [*COUNTRIES, "items", "countries"]
-        lines = [f"{'split':<6} {'group':<14}" + "".join(f"{name:>{len(name) + 2}}" for name in names)]
-        for split in get_args(Split):
-            examples = self.examples(split)
-            for group in sorted({example.group for example in examples}):
-                members = [example for example in examples if example.group == group]
-                counts = Counter(example.answer for example in members)
-                counts["items"] = len(members)
-                counts["countries"] = len({example.meta["country"] for example in members})
-                numbers = "".join(f"{counts[name]:>{len(name) + 2}}" for name in names)
-                lines.append(f"{split:<6} {group or '-':<14}{numbers}")
-        return "\n".join(lines)
-
-
-def _without_demonstrated(cities: Sequence[LanguageCity]) -> tuple[list[LanguageCity], set[str]]:
-    """Return the cities without those of the shipped demonstrations, and the countries of those."""
-    demonstrations = load_context("language_demonstrations")
-    assert not isinstance(demonstrations, str)
-    questions = {message["content"] for message in demonstrations}
-    countries = {city.country for city in cities if city.question in questions}
-    return [city for city in cities if city.question not in questions], countries
+        return table_of_splits({split: self.examples(split) for split in get_args(Split)}, [*COUNTRIES])
 
 
 def _example(city: LanguageCity, context: str | tuple[Message, ...] | None, group: str) -> Example:

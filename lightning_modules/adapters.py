@@ -105,7 +105,10 @@ def add_adapters(model: PreTrainedModel, spec: LoRASpec, base_name: str) -> None
     for name, parameter in model.named_parameters():
         if is_adapter(name) and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
-    layers = adapter_layers(model)
+    _check_targets(spec, adapter_layers(model), head, base_name)
+
+
+def _check_targets(spec: LoRASpec, layers: Mapping[str, Any], head: nn.Module, base_name: str) -> None:
     names = [] if isinstance(spec.target_modules, str) else spec.target_modules
     missing = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
     if missing:

@@ -199,17 +199,7 @@ class ContextDistillation(L.LightningModule):
         self.tokenizer = load_tokenizer(self.student_spec)
         student = load_model(self.student_spec)
         check_plain_head(student, self.student_spec.name)
-        # What ZeRO-3 has spread over the ranks can't be copied.
-        again: Callable[[], PreTrainedModel] | None = None
-        if self.zero_stage == 3:
-            again = partial(load_model, self.student_spec)
-        if self.student_spec.lora is not None:
-            base = freeze(shared_copy(student))
-            with own_random_state(self.seed, student.device):
-                add_adapters(student, self.student_spec.lora, self.student_spec.name)
-            self._adapters = AdapterRecord(self.student_spec.lora, fingerprint(base))
-            self._initial, again = (base,), lambda: base
-        self.teacher = Teacher(self.teacher_spec, student, self.tokenizer, again)
+        self.teacher = Teacher(self.teacher_spec, student, self.tokenizer, self._second_student(student))
         anchor = separate_anchor(self.consistency)
         self.ema_anchor = frozen_copy(student, torch.float32) if anchor == "ema" else None
         if self.gradient_checkpointing:
@@ -239,6 +229,18 @@ class ContextDistillation(L.LightningModule):
         self.gradient = StepGradient(self.scorer, self.objective_settings, self.objective_implementation)
         budget = self.max_tokens_per_micro_batch
         self.comparer = ViewComparer(self.renderer, self.engine, self.scorer, self.evaluation, budget)
+
+    def _second_student(self, student: PreTrainedModel) -> Callable[[], PreTrainedModel] | None:
+        """What makes the untrained student once more, where it can't be copied; with LoRA, adapters are added here."""
+        if self.student_spec.lora is not None:
+            base = freeze(shared_copy(student))
+            with own_random_state(self.seed, student.device):
+                add_adapters(student, self.student_spec.lora, self.student_spec.name)
+            self._adapters = AdapterRecord(self.student_spec.lora, fingerprint(base))
+            self._initial = (base,)
+            return lambda: base
+        # What ZeRO-3 has spread over the ranks can't be copied.
+        return partial(load_model, self.student_spec) if self.zero_stage == 3 else None
 
     def configure_optimizers(self) -> Any:
         """The student's optimizer, and the schedule that `training_step` advances once per optimizer step."""

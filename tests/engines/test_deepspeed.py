@@ -39,6 +39,7 @@ ADAM = (
     "--model.lr_scheduler", "torch.optim.lr_scheduler.LinearLR",
     "--model.lr_scheduler.start_factor", "0.25", "--model.lr_scheduler.total_iters", "3",
 )  # fmt: skip
+LORA = ("--model.student.lora.r", "4", "--model.student.lora.target_modules", "[q_proj, down_proj]")
 EXACT = ("train/loss", "train/opd", "train/nca", "train/gradient_norm")
 
 
@@ -88,6 +89,7 @@ def one_process(tiny_model_dir, tmp_path_factory) -> Runs:
     runs.fit("sgd", *SETTINGS)
     main(runs.args("validate", "sgd", *SETTINGS, "--ckpt_path", "last"))
     runs.fit("adam", *SETTINGS, *ADAM)
+    runs.fit("lora", *SETTINGS, *LORA)
     return runs
 
 
@@ -104,6 +106,7 @@ def two_ranks(request, one_process, tmp_path_factory) -> Iterator[TwoRanks]:
     ranks.job("validate", "sgd", "--ckpt_path", "last")
     ranks.job("fit", "poisoned", poison_at=1, fails=True)
     ranks.job("fit", "adam", *ADAM, *offload(strategy))
+    ranks.job("fit", "lora", *LORA, fails=strategy == "zero3")
     if strategy != "ddp":
         ranks.job("fit", "ema", "--model.teacher.kind", "ema", fails=True)
         ranks.job("fit", "bf16", "--trainer.precision", "bf16-mixed", poison_at=2, fails=True)
@@ -144,6 +147,18 @@ def test_adam_a_schedule_and_offload_too(two_ranks, one_process):
     ours, theirs = (Runs.metrics(runs.root / "adam") for runs in (two_ranks.runs, one_process))
     close(ours, theirs, (*EXACT, "train/learning_rate"))
     assert [float(row["train/learning_rate"]) for row in ours] == pytest.approx([0.005, 0.0075, 0.01])
+
+
+def test_adapters_too(two_ranks, one_process):
+    run = two_ranks.runs.root / "lora"
+    if two_ranks.strategy == "zero3":
+        assert "can't be used at ZeRO stage 3" in (run / "error.rank0.txt").read_text()
+        return
+    close(Runs.metrics(run), Runs.metrics(one_process.root / "lora"))
+    trained, reference = (load_file(r / "export/adapter_model.safetensors") for r in (run, one_process.root / "lora"))
+    assert trained.keys() == reference.keys()
+    for name, value in reference.items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_crash_changes_nothing(two_ranks):

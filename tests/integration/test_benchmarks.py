@@ -75,6 +75,7 @@ def test_break_even_lies_between_its_measured_neighbours():
     assert step.break_even(cases[:2], "pair") is None
 
 
+@pytest.mark.slow
 def test_limit_reports_speed_and_the_peak_of_a_process_each(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(limit, "KINDS", ("plain", "ours OPD + NCA"))  # a process costs seconds
     output = tmp_path / "limit-cpu.json"

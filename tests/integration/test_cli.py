@@ -136,6 +136,7 @@ def test_validate_test_and_predict(runs, capsys):
 # ---- resuming
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_repeats_the_run_bit_for_bit(runs, weights_equal):
     steps = ["--trainer.max_steps", "60", "--checkpoint.every_n_train_steps", "2", "--removability.every_n_steps", "7",
              "--trainer.callbacks+=RolloutTable", "--trainer.callbacks.init_args.every_n_steps", "1"]  # fmt: skip

@@ -42,6 +42,7 @@ def commands(path: Path) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, tiny_model_dir, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)

@@ -266,6 +266,7 @@ def test_evaluate_never_writes_into_a_run(exported, capsys):
     assert (exported / "removability/summary.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_one_process_tables(runs):
     args = ("--removability.max_items", "7", "--removability.every_n_steps", "1", "--trainer.max_steps", "1",
             "--model.sampling.temperature", "0", *CONTROLS, *PROBES)  # fmt: skip

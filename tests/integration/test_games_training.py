@@ -169,6 +169,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_games_and_count_what_one_process_does(config, tmp_path, monkeypatch, weights_equal, runs):
     turns = {name: tmp_path / f"turns-{name}" for name in ("one", "two")}
     for folder in turns.values():

@@ -8,6 +8,7 @@ from cli.checkpoints import last_checkpoint
 from tests.integration.killing import STEPS, kill, same_files
 
 
+@pytest.mark.slow
 def test_ten_kills_change_nothing(runs, weights_equal):
     whole = runs.fit("whole", *STEPS)
     kills, _ = kill(runs, "killed", STEPS)

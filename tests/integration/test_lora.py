@@ -18,7 +18,7 @@ def state(run, step=3):
     return torch.load(run / f"checkpoints/step={step:06d}.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize("consistency", ["no_context_anchor", "symmetric", "teacher_no_context_anchor", "ema_anchor"])
+@pytest.mark.parametrize("consistency", ["no_context_anchor", "ema_anchor"])
 def test_fast_paths_train_as_the_reference(runs, weights_equal, consistency):
     """Packed, fused, in micro-batches, checkpointed; against full rows and plain autograd."""
     args = (*LORA, "--model.consistency", consistency, "--trainer.max_steps", "2")
@@ -84,10 +84,3 @@ def test_what_does_not_fit_is_refused(runs, capsys):
     with pytest.raises(ValueError, match="takes no adapters yet"):
         main(runs.args("fit", "other", *LORA, "--model.engine.kind", "vllm"))
     assert run.exists()
-
-
-def test_ddp_equals_one_process(runs, weights_equal):
-    args = (*LORA, "--model.sampling.temperature", "0", "--trainer.max_steps", "2")
-    args = (*args, "--model.max_tokens_per_micro_batch", "500")
-    one, two = runs.fit("one", *args), runs.fit_on_two_ranks("two", *args)
-    weights_equal(runs.weights(two, 2), runs.weights(one, 2))

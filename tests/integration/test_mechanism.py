@@ -186,6 +186,7 @@ def test_resuming_repeats_the_lines_and_makes_up_for_the_last(runs, mechanism):
     assert {name: read(run, name) for name in NAMES} == whole
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_one_process_numbers(runs, mechanism):
     args = (*mechanism, "--trainer.max_steps", "1", "--model.sampling.temperature", "0",
             "--model.max_tokens_per_micro_batch", "400")  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["null", "500"])
 def test_ddp_equals_one_process(runs, weights_equal, budget):
     """Ragged micro-batches too: ranks then differ in how many passes they need, and the short one runs dummies."""
