@@ -13,6 +13,8 @@ import yaml
 
 pytest.importorskip("optuna")
 
+import wandb
+
 from cli.main import main
 from cli.sweep_file import Choices, Scalar, read_sweep_file
 
@@ -134,9 +136,18 @@ def as_the_agent(tiny_model_dir, tmp_path, monkeypatch):
     return words, tmp_path / "abc/r1"
 
 
+@pytest.fixture
+def wandb_disabled(monkeypatch):
+    """Nothing is logged. W&B keeps its variables, and a run not finished, for its process: here it forgets both."""
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    yield
+    wandb.finish()
+    wandb.teardown()
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_shipped_command_reaches_the_config(path, as_the_agent, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")  # its service takes the run's id from the environment once a process
+def test_every_shipped_command_reaches_the_config(path, as_the_agent, wandb_disabled):
     words, run = as_the_agent
     command, values = words(path)
     assert command[:4] == ["/usr/bin/env", sys.executable, "-m", "cli"]
