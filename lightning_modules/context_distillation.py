@@ -89,6 +89,7 @@ class ContextDistillation(L.LightningModule):
         beta: divergence of the term ``kl``: 1 is reverse KL(q_x || f), 0 forward KL, between them JSD.
         support: vocabulary support of all divergences; default: the full vocabulary.
         loss_temperature: divides the logits of every view in the loss.
+        overlap_top_k: likeliest tokens whose overlap with the teacher, and between the views, is logged; 0: none.
         objective_implementation: ``fused`` never holds the vocabulary for all tokens; ``reference`` is plain autograd.
         num_generations: rollouts per prompt and step.
         max_tokens_per_micro_batch: budget of a micro-batch in with-context tokens, a shared context counted once; None:
@@ -125,6 +126,7 @@ class ContextDistillation(L.LightningModule):
         beta: float = 1.0,
         support: Support = Support(),
         loss_temperature: float = 1.0,
+        overlap_top_k: int = 0,
         objective_implementation: Implementation = "fused",
         num_generations: int = 1,
         max_tokens_per_micro_batch: int | None = None,
@@ -141,7 +143,9 @@ class ContextDistillation(L.LightningModule):
         _check_at_least(1, num_generations=num_generations, rollout_batch_size=rollout_batch_size)
         _check_at_least(0, teacher_cache_tokens=teacher_cache_tokens)
         _check_positive(anchor_update_rate=anchor_update_rate, gradient_clip_norm=gradient_clip_norm)
-        objective = ObjectiveSettings(consistency, beta, support, loss_temperature, adaptive_tau, distillation)
+        objective = ObjectiveSettings(
+            consistency, beta, support, loss_temperature, adaptive_tau, distillation, overlap_top_k
+        )
         check_method(rollouts, objective, engine)
         if student.lora is not None and engine.kind == "vllm":
             raise ValueError("model.student.lora is set; engine.kind vllm takes no adapters yet. Use engine.kind hf.")

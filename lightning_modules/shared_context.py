@@ -46,7 +46,7 @@ then holds the suffixes alone. Without that cache every view is exactly one forw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -98,6 +98,12 @@ class PackedRow:
             return cls(context_length, tuple(lengths), None, keys_values)
         places = torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
         return cls(context_length, tuple(lengths), places.to(device), keys_values)
+
+    def runs(self) -> Iterator[tuple[slice, PackedRow]]:
+        """The tokens that attend causally to themselves: the context's, if it is in the row, and the suffixes'."""
+        if self.context_length:
+            yield slice(0, self.context_length), PackedRow(0, (self.context_length,), None)
+        yield slice(self.context_length, None), self
 
     def pad(self, packed: Tensor) -> Tensor:
         """(T, heads, ...) -> (N, heads, S, ...), zeros at the right of short rows."""
@@ -199,29 +205,15 @@ def shared_context_attention(
     if packed_row is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key, value = map(_as_autocast, (query, key, value))
-    num_context = packed_row.context_length
-    # split, not slices: its backward pass is one concatenation, a slice's fills a whole tensor with zeros.
-    parts = [num_context, query.shape[2] - num_context]
-    (q_c, q), (k_c, k), (v_c, v) = (states.split(parts, dim=2) for states in (query, key, value))
-    if packed_row.keys_values is not None:
-        k_c, v_c = map(_as_autocast, packed_row.keys_values[cast(int, module.layer_idx)])
-    context = (k_c, v_c) if k_c.shape[2] else (None, None)
-    output = _UnionAttention.apply(_packed(q), _packed(k), _packed(v), *context, packed_row, scale)
-    if num_context:
-        alone = PackedRow(0, (num_context,), None)
-        own = _UnionAttention.apply(_packed(q_c), _packed(k_c), _packed(v_c), None, None, alone, scale)
-        output = torch.cat([own, output])
+    known = None if packed_row.keys_values is None else packed_row.keys_values[cast(int, module.layer_idx)]
+    states = (_as_autocast(states)[0].transpose(0, 1) for states in (query, key, value))
+    context = (None, None) if known is None else map(_as_autocast, known)
+    output: Tensor = _PackedAttention.apply(*states, *context, packed_row, scale)
     return output[None], None
 
 
 AttentionInterface.register(NAME, shared_context_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def _packed(states: Tensor) -> Tensor:
-    """(1, heads, T, head size) -> (T, heads, head size)."""
-    return states[0].transpose(0, 1)
 
 
 def _as_autocast(states: Tensor) -> Tensor:
@@ -233,8 +225,8 @@ def _as_autocast(states: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- arithmetic
 
 
-class _UnionAttention(torch.autograd.Function):
-    """Suffix tokens over the context's keys and their own suffix's: the module docstring's parts 2 and 3, merged."""
+class _PackedAttention(torch.autograd.Function):
+    """The module docstring's three parts in one call: nothing is kept twice for the backward pass."""
 
     @staticmethod
     def forward(
@@ -242,50 +234,79 @@ class _UnionAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        context_key: Tensor | None,
-        context_value: Tensor | None,
+        known_key: Tensor | None,
+        known_value: Tensor | None,
         row: PackedRow,
         scale: float,
     ) -> Tensor:
-        """(T, query heads, head size) from (T, heads, head size) and (1, key-value heads, P, head size)."""
+        """(P + T, query heads, head size) from (P + T, heads, head size); what is known is (1, heads, P, head size)."""
         num_groups = query.shape[1] // key.shape[1]
-        keys, values = (row.pad(states.repeat_interleave(num_groups, 1)) for states in (key, value))
-        own_output, own_lse, own_extras = flash_forward(row.pad(query), keys, values, True, scale)
-        output, lse = row.pack(own_output), row.pack(own_lse)
-        extras: tuple[Any, ...] = ()
-        if context_key is not None and context_value is not None:
-            folded = _fold(query, num_groups)
-            context_output, context_lse, extras = flash_forward(folded, context_key, context_value, False, scale)
-            other = _unfold(context_lse, len(query))
-            union = torch.logaddexp(lse, other)
-            own_share, share = (lse - union).exp()[..., None], (other - union).exp()[..., None]
-            output = (own_share * output + share * _unfold(context_output, len(query))).to(query.dtype)
-            lse = union
-        context = () if context_key is None else (context_key, context_value)
-        ctx.save_for_backward(query, key, value, output, lse, *context)
-        ctx.row, ctx.scale, ctx.own_extras, ctx.extras = row, scale, own_extras, extras
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        lse = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+        extras: list[tuple[Any, ...]] = []
+        for tokens, part in row.runs():
+            keys, values = (part.pad(states[tokens].repeat_interleave(num_groups, 1)) for states in (key, value))
+            own_output, own_lse, extra = flash_forward(part.pad(query[tokens]), keys, values, True, scale)
+            output[tokens], lse[tokens] = part.pack(own_output), part.pack(own_lse)
+            extras.append(extra)
+        context = _context(key, value, known_key, known_value, row)
+        if context is not None:
+            suffixes = slice(row.context_length, None)
+            folded = _fold(query[suffixes], num_groups)
+            context_output, context_lse, extra = flash_forward(folded, *context, False, scale)
+            own_lse = lse[suffixes]
+            other_lse = _unfold(context_lse, len(own_lse))
+            union = torch.logaddexp(own_lse, other_lse)
+            own_share, share = (own_lse - union).exp()[..., None], (other_lse - union).exp()[..., None]
+            output[suffixes] = own_share * output[suffixes] + share * _unfold(context_output, len(own_lse))
+            lse[suffixes] = union
+            extras.append(extra)
+        ctx.save_for_backward(query, key, value, known_key, known_value, output, lse)
+        ctx.row, ctx.scale, ctx.extras = row, scale, extras
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Both parts' kernels with the merged output and log-normaliser."""
-        row, scale, dtype = ctx.row, ctx.scale, grad.dtype
-        query, key, value, output, lse, *context = ctx.saved_tensors
+        """Each part's kernel once more, with the merged output and log-normaliser."""
+        row, scale, extras = ctx.row, ctx.scale, iter(ctx.extras)
+        query, key, value, known_key, known_value, output, lse = ctx.saved_tensors
         num_groups = query.shape[1] // key.shape[1]
-        keys, values = (row.pad(states.repeat_interleave(num_groups, 1)) for states in (key, value))
-        grad_rows, queries, outputs, normalisers = map(row.pad, (grad, query, output, lse))
-        shares = flash_backward(grad_rows, queries, keys, values, outputs, normalisers, True, scale, ctx.own_extras)
-        d_query, *d_keys_values = map(row.pack, shares)
-        d_key, d_value = (states.unflatten(1, (-1, num_groups)).sum(2) for states in d_keys_values)
-        d_context: list[Tensor | None] = [None, None]
-        if context:
-            grad, queries, output, lse = (_fold(states, num_groups) for states in (grad, query, output, lse))
-            keys, values = context
-            share, *rest = flash_backward(grad, queries, keys, values, output, lse, False, scale, ctx.extras)
-            d_query = d_query + _unfold(share, len(query))
-            d_context = [states.to(dtype) for states in rest]
-        return d_query.to(dtype), d_key.to(dtype), d_value.to(dtype), *d_context, None, None
+        # Shares are added in the kernels' data type, which may be wider than the states'.
+        sums: list[list[Tensor]] = []
+        for tokens, part in row.runs():
+            keys, values = (part.pad(states[tokens].repeat_interleave(num_groups, 1)) for states in (key, value))
+            rows, queries, outputs, normalisers = (part.pad(states[tokens]) for states in (grad, query, output, lse))
+            shares = flash_backward(rows, queries, keys, values, outputs, normalisers, True, scale, next(extras))
+            d_query, d_key, d_value = map(part.pack, shares)
+            sums.append([d_query, *(states.unflatten(1, (-1, num_groups)).sum(2) for states in (d_key, d_value))])
+        context = _context(key, value, known_key, known_value, row)
+        d_known: list[Tensor | None] = [None, None]
+        if context is not None:
+            suffixes = slice(row.context_length, None)
+            folded = (_fold(states[suffixes], num_groups) for states in (grad, query, output, lse))
+            rows, queries, outputs, normalisers = folded
+            shares = flash_backward(rows, queries, *context, outputs, normalisers, False, scale, next(extras))
+            sums[-1][0] = sums[-1][0] + _unfold(shares[0], len(query) - row.context_length)
+            if known_key is None:
+                d_key, d_value = (share[0].transpose(0, 1) for share in shares[1:])
+                sums[0][1:] = [sums[0][1] + d_key, sums[0][2] + d_value]
+            else:
+                d_known = [share.to(grad.dtype) for share in shares[1:]]
+        d_states = (torch.cat(parts).to(grad.dtype) for parts in zip(*sums, strict=True))
+        return *d_states, *d_known, None, None
+
+
+def _context(
+    key: Tensor, value: Tensor, known_key: Tensor | None, known_value: Tensor | None, row: PackedRow
+) -> tuple[Tensor, Tensor] | None:
+    """What the suffixes attend to beside themselves, (1, key-value heads, P, head size)."""
+    if known_key is not None and known_value is not None:
+        return known_key, known_value
+    if not row.context_length:
+        return None
+    own_key, own_value = (states[: row.context_length].transpose(0, 1)[None] for states in (key, value))
+    return own_key, own_value
 
 
 def _fold(packed: Tensor, num_groups: int) -> Tensor:

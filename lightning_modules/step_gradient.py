@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lightning_modules.objective.consistency import ObjectiveSettings, TokenTerms
@@ -69,6 +70,10 @@ class StepGradient:
         sums = {first: terms.opd_T, "entropy": terms.entropy_T, "loss": terms.loss_T(coef)}
         if terms.consistency_T is not None:
             sums |= {"nca": terms.consistency_T, "consistency_weight": terms.weight_T}
+        if terms.overlap_teacher_T is not None:
+            sums["top_k_overlap_teacher"] = terms.overlap_teacher_T
+        if terms.overlap_views_T is not None:
+            sums["top_k_overlap_views"] = terms.overlap_views_T
         return {name: float(values_T.detach().sum()) for name, values_T in sums.items()}
 
     def _add_fused(self, rollouts: Sequence[Rollout], coef: float, scale: float, backward: Backward) -> TokenTerms:
@@ -80,7 +85,8 @@ class StepGradient:
         loss, together = scale * first.loss, settings.consistency == "symmetric"
         if coef == 0.0:
             backward(loss, True)
-            return TokenTerms(first.opd_T, None, first.opd_T.new_ones(len(first.opd_T)), first.entropy_T)
+            ones_T = torch.ones_like(first.opd_T)
+            return TokenTerms(first.opd_T, None, ones_T, first.entropy_T, first.overlap_T)
         if not together:
             backward(loss, False)
             q_x = q_x.constant()
@@ -89,4 +95,5 @@ class StepGradient:
         second = consistency_term(first, q_x, q_c, f, anchor, no_context.rows, settings)
         last = scale * coef * second.loss
         backward(loss + last if together else last, True)
-        return TokenTerms(first.opd_T, second.consistency_T, second.weight_T, first.entropy_T)
+        overlaps = first.overlap_T, second.overlap_T
+        return TokenTerms(first.opd_T, second.consistency_T, second.weight_T, first.entropy_T, *overlaps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.models import head_logits
-from lightning_modules.objective.divergences import entropy, kl
+from lightning_modules.objective.divergences import entropy, kl, top_columns, top_k_overlap
 from lightning_modules.packing import ViewBatch, completion_hidden_states
 from lightning_modules.scoring import TOKENS_PER_KL_CHUNK, ViewScorer
 
@@ -39,15 +39,9 @@ def token_measures(scorer: ViewScorer, no_context: ViewBatch, with_context: View
             head_logits(model, hidden, scorer.vocab_size).float().log_softmax(-1)
             for (model, _), hidden in zip(sides, chunk, strict=True)
         )
-        measures.append(torch.stack([kl(x, c), kl(x, f), overlap(x, c, top_k), entropy(x), entropy(c)], dim=-1))
+        overlap = top_k_overlap(top_columns(x, top_k), top_columns(c, top_k))
+        measures.append(torch.stack([kl(x, c), kl(x, f), overlap, entropy(x), entropy(c)], dim=-1))
     return torch.cat(measures)
-
-
-def overlap(first_TV: Tensor, second_TV: Tensor, top_k: int) -> Tensor:
-    """Share of the `top_k` largest columns that both have, (T,), from 0 to 1."""
-    top_k = min(top_k, first_TV.shape[-1])
-    first_TK, second_TK = first_TV.topk(top_k).indices, second_TV.topk(top_k).indices
-    return (first_TK[:, :, None] == second_TK[:, None, :]).any(-1).float().mean(-1)
 
 
 def positions(rows_T: Tensor) -> Tensor:

@@ -43,7 +43,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_modules.objective.divergences import Support, cross_entropy, distillation_divergence, entropy, kl
+from lightning_modules.objective.divergences import (
+    Support,
+    cross_entropy,
+    distillation_divergence,
+    entropy,
+    kl,
+    top_columns,
+    top_k_overlap,
+)
 
 Consistency = Literal[
     "none",
@@ -79,6 +87,7 @@ class ObjectiveSettings:
     temperature: float = 1.0
     adaptive_tau: float = 0.5
     distillation: DistillationTerm = "kl"
+    overlap_top_k: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges, and that nothing that is set would be ignored.
@@ -91,6 +100,8 @@ class ObjectiveSettings:
         for name, value in (("loss_temperature", self.temperature), ("adaptive_tau", self.adaptive_tau)):
             if value <= 0.0:
                 raise ValueError(f"{name} is {value}; it must be positive.")
+        if self.overlap_top_k < 0:
+            raise ValueError(f"overlap_top_k is {self.overlap_top_k}; it must be at least 0.")
         if self.distillation == "cross_entropy" and self.beta != 1.0:
             raise ValueError(f"beta is {self.beta}, but distillation is 'cross_entropy', which has none; leave it out.")
         if self.distillation == "cross_entropy" and self.support.kind != "full":
@@ -115,6 +126,7 @@ class ObjectiveSettings:
             temperature=self.temperature,
             adaptive_tau=self.adaptive_tau,
             distillation=self.distillation,
+            overlap_top_k=self.overlap_top_k,
         )
 
 
@@ -145,6 +157,10 @@ class TokenTerms:
     """Weight of the consistency term, without gradient: 1, or the example's adaptive weight."""
     entropy_T: Tensor
     """Entropy of q_x over the support, without gradient."""
+    overlap_teacher_T: Tensor | None = None
+    """Share of the likeliest tokens of q_x that are among those of f; None where it was not asked for."""
+    overlap_views_T: Tensor | None = None
+    """The same of q_x and q_c."""
 
     def loss_T(self, coef: float) -> Tensor:
         """OPD + coef * weight * consistency at each token, (T,)."""
@@ -163,6 +179,7 @@ def token_terms(
     temperature: float = 1.0,
     adaptive_tau: float = 0.5,
     distillation: DistillationTerm = "kl",
+    overlap_top_k: int = 0,
 ) -> TokenTerms:
     """Both terms of the objective at every completion token.
 
@@ -175,6 +192,7 @@ def token_terms(
         temperature: divides all logits.
         adaptive_tau: scale in nats of `adaptive_anchor`: an example whose mean KL(q_x || f) is tau weighs 1/e.
         distillation: what the first term is, see the module's docstring.
+        overlap_top_k: likeliest tokens over the whole vocabulary whose overlap is reported; 0: none is.
 
     Raises:
         ValueError: if the variant needs anchor logits and has none.
@@ -195,8 +213,9 @@ def token_terms(
         opd_T = distillation_divergence(q_x, f, beta)
     entropy_T = entropy(q_x.detach())
     weight_T = torch.ones_like(entropy_T)
+    overlap_teacher_T = _overlap(views.student_no_context_TV, views.teacher_with_context_TV, overlap_top_k)
     if consistency == "none" or views.student_with_context_TV is None:
-        return TokenTerms(opd_T, None, weight_T, entropy_T)
+        return TokenTerms(opd_T, None, weight_T, entropy_T, overlap_teacher_T)
 
     q_c = log_p(views.student_with_context_TV)
     match consistency:
@@ -215,7 +234,12 @@ def token_terms(
             if views.anchor_TV is None:
                 raise ValueError(f"consistency={consistency!r} needs anchor logits; got none.")
             consistency_T = kl(log_p(views.anchor_TV.detach()), q_c)
-    return TokenTerms(opd_T, consistency_T, weight_T, entropy_T)
+    overlap_views_T = _overlap(views.student_no_context_TV, views.student_with_context_TV, overlap_top_k)
+    return TokenTerms(opd_T, consistency_T, weight_T, entropy_T, overlap_teacher_T, overlap_views_T)
+
+
+def _overlap(first_TV: Tensor, second_TV: Tensor | None, k: int) -> Tensor | None:
+    return None if second_TV is None or k == 0 else top_k_overlap(top_columns(first_TV, k), top_columns(second_TV, k))
 
 
 def adaptive_weight(kl_T: Tensor, example_T: Tensor, tau: float) -> Tensor:

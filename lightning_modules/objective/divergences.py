@@ -49,7 +49,7 @@ class Support:
         """Columns of the support at each position, (T, k); None where the support is the whole vocabulary."""
         if self.kind == "full" or self.k >= logits_TV.shape[-1]:
             return None
-        return logits_TV.detach().topk(self.k, dim=-1).indices
+        return top_columns(logits_TV, self.k)
 
     def log_probabilities(self, logits_TV: Tensor, columns_TK: Tensor | None) -> Tensor:
         """Log-probabilities over the support, (T, K), in float32 or wider; they sum to one at each position."""
@@ -89,6 +89,16 @@ def distillation_divergence(log_student_TK: Tensor, log_teacher_TK: Tensor, beta
 def cross_entropy(log_q_TV: Tensor, completion_T: Tensor) -> Tensor:
     """-log q(y_t) at each position, (T,), in nats, for the tokens y_t of the completion."""
     return -log_q_TV.gather(-1, completion_T[:, None])[:, 0]
+
+
+def top_columns(logits_TV: Tensor, k: int) -> Tensor:
+    """The k largest columns at each position, (T, k); all of them where there are no more than k."""
+    return logits_TV.detach().topk(min(k, logits_TV.shape[-1]), dim=-1).indices
+
+
+def top_k_overlap(first_Tk: Tensor, second_Tk: Tensor) -> Tensor:
+    """Share of the columns of one that are among those of the other, (T,), from 0 to 1."""
+    return (first_Tk[:, :, None] == second_Tk[:, None, :]).any(-1).float().mean(-1)
 
 
 def entropy(log_p_TK: Tensor) -> Tensor:

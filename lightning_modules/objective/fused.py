@@ -26,14 +26,14 @@ KL(q_x || f) over whole examples; the first call has it, so the second one knows
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_modules.objective.chunked import Chunk, Projection, sum_over_tokens
-from lightning_modules.objective.consistency import ObjectiveSettings, adaptive_weight
-from lightning_modules.objective.divergences import cross_entropy, distillation_divergence, entropy, kl
+from lightning_modules.objective.consistency import Consistency, ObjectiveSettings, adaptive_weight
+from lightning_modules.objective.divergences import cross_entropy, distillation_divergence, entropy, kl, top_k_overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class Distillation:
     """Entropy of q_x over the support."""
     kept: KeptSupport | None
     """None where the support is the full vocabulary."""
+    top_x_Tk: Tensor | None = None
+    """The `overlap_top_k` likeliest tokens of q_x; None where they were not asked for."""
+    overlap_T: Tensor | None = None
+    """Share of them that are among those of f."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class ConsistencyTerm:
     """Sum of weight * consistency over the tokens, a scalar."""
     consistency_T: Tensor
     weight_T: Tensor
+    overlap_T: Tensor | None = None
+    """Share of the likeliest tokens of q_x that are among those of q_c."""
 
 
 def distillation(
@@ -85,11 +91,12 @@ def distillation(
         assert completion_T is not None
         return _cross_entropy(q_x, f, settings, completion_T)
     assert f is not None
-    beta = settings.beta
+    beta, top_k = settings.beta, settings.overlap_top_k
 
     def terms(chunk: Chunk) -> tuple[list[Tensor], list[Tensor | None]]:
         log_q, log_f = chunk.log_p
         kept = [] if chunk.columns_CK is None else [chunk.columns_CK, log_q.clone(), log_f.clone()]
+        kept += _top_and_overlap(chunk)
         if beta == 1.0:
             entropy_C = entropy(log_q)
             opd_C, gradient_CK = _kl_from_(log_q, log_f)
@@ -101,10 +108,18 @@ def distillation(
         _, gradient_CK = _kl_from_(log_q, log_m)
         return statistics, [gradient_CK.mul_(1.0 - beta), None]
 
+    views = [replace(q_x, top_k=top_k), replace(f.constant(), top_k=top_k)]
     loss, (opd_T, kl_T, entropy_T, *kept) = sum_over_tokens(
-        [q_x, f.constant()], terms, support=settings.support, temperature=settings.temperature
+        views, terms, support=settings.support, temperature=settings.temperature
     )
-    return Distillation(loss, opd_T, kl_T, entropy_T, KeptSupport(*kept) if kept else None)
+    top = kept[-2:] if top_k else ()
+    return Distillation(loss, opd_T, kl_T, entropy_T, KeptSupport(*kept[:3]) if len(kept) > 2 else None, *top)
+
+
+def _top_and_overlap(chunk: Chunk) -> list[Tensor]:
+    """The first view's likeliest tokens, and their share in the second one's; what was not asked for is left out."""
+    known = [top_Ck for top_Ck in chunk.top if top_Ck is not None]
+    return known if len(known) < 2 else [known[0], top_k_overlap(*known)]
 
 
 def _cross_entropy(
@@ -116,15 +131,17 @@ def _cross_entropy(
         log_q, *log_f = chunk.log_p
         y_C = completion_T[chunk.tokens]
         statistics = [cross_entropy(log_q, y_C), entropy(log_q), *(kl(log_q, log_p) for log_p in log_f)]
+        statistics += _top_and_overlap(chunk)
         gradient_CV = log_q.exp_()
         gradient_CV[torch.arange(len(y_C), device=y_C.device), y_C] -= 1.0
         return statistics, [gradient_CV, *(None for _ in log_f)]
 
-    views = [q_x] if f is None else [q_x, f.constant()]
-    loss, (opd_T, entropy_T, *kl_T) = sum_over_tokens(
+    views = [replace(view, top_k=settings.overlap_top_k) for view in ([q_x] if f is None else [q_x, f.constant()])]
+    loss, (opd_T, entropy_T, *more) = sum_over_tokens(
         views, terms, support=settings.support, temperature=settings.temperature
     )
-    return Distillation(loss, opd_T, kl_T[0] if kl_T else None, entropy_T, None)
+    kl_T = None if f is None else more.pop(0)
+    return Distillation(loss, opd_T, kl_T, entropy_T, None, *more)
 
 
 def consistency_term(
@@ -156,41 +173,46 @@ def consistency_term(
     if variant == "adaptive_anchor":
         assert first.kl_T is not None
         weight_T = adaptive_weight(first.kl_T, example_T, settings.adaptive_tau)
-    # What q_c is compared with: log-probabilities that were kept, or a view to project.
-    known_TK: Tensor | None = None
-    other: Projection | None = None
-    match variant:
-        case "symmetric":
-            other = q_x
-        case "dual_opd":
-            assert f is not None
-            known_TK, other = (None, f.constant()) if first.kept is None else (first.kept.log_f_TK, None)
-        case "ema_anchor" | "teacher_no_context_anchor":
-            if anchor is None:
-                raise ValueError(f"consistency={variant!r} needs a separate anchor; got none.")
-            other = anchor.constant()
-        case _:
-            known_TK, other = (None, q_x.constant()) if first.kept is None else (first.kept.log_q_x_TK, None)
+    other = _compared_with(variant, first, q_x, f, anchor)
+    compare = {"symmetric": _symmetric, "dual_opd": _kl_from_}.get(variant, _kl_to_)
+    top_x_Tk = first.top_x_Tk
 
     def terms(chunk: Chunk) -> tuple[list[Tensor], list[Tensor | None]]:
-        log_q_c = chunk.log_p[0]
-        log_other = chunk.log_p[1] if known_TK is None else known_TK[chunk.tokens].clone()
-        if variant == "symmetric":
-            consistency_C, gradient_c, gradient_x = _symmetric(log_q_c, log_other)
-            return [consistency_C], [gradient_c, gradient_x]
-        compare = _kl_from_ if variant == "dual_opd" else _kl_to_
-        consistency_C, gradient_c = compare(log_q_c, log_other)
-        return [consistency_C], [gradient_c]
+        log_other = other[chunk.tokens].clone() if isinstance(other, Tensor) else chunk.log_p[1]
+        top_c_Ck = chunk.top[0]
+        overlap = [] if top_x_Tk is None or top_c_Ck is None else [top_k_overlap(top_x_Tk[chunk.tokens], top_c_Ck)]
+        consistency_C, *gradients = compare(chunk.log_p[0], log_other)
+        return [consistency_C, *overlap], [*gradients]
 
-    loss, (consistency_T,) = sum_over_tokens(
-        [q_c] if other is None else [q_c, other],
+    q_c = replace(q_c, top_k=0 if top_x_Tk is None else top_x_Tk.shape[-1])
+    loss, (consistency_T, *overlap) = sum_over_tokens(
+        [q_c] if isinstance(other, Tensor) else [q_c, other],
         terms,
         support=settings.support,
         temperature=settings.temperature,
         columns_TK=None if first.kept is None else first.kept.columns_Tk,
         weight_T=weight_T,
     )
-    return ConsistencyTerm(loss, consistency_T, torch.ones_like(consistency_T) if weight_T is None else weight_T)
+    weight_T = torch.ones_like(consistency_T) if weight_T is None else weight_T
+    return ConsistencyTerm(loss, consistency_T, weight_T, *overlap)
+
+
+def _compared_with(
+    variant: Consistency, first: Distillation, q_x: Projection, f: Projection | None, anchor: Projection | None
+) -> Projection | Tensor:
+    """What q_c is compared with: a view to project, or its log-probabilities over a support where they were kept."""
+    match variant:
+        case "symmetric":
+            return q_x
+        case "dual_opd":
+            assert f is not None
+            return f.constant() if first.kept is None else first.kept.log_f_TK
+        case "ema_anchor" | "teacher_no_context_anchor":
+            if anchor is None:
+                raise ValueError(f"consistency={variant!r} needs a separate anchor; got none.")
+            return anchor.constant()
+        case _:
+            return q_x.constant() if first.kept is None else first.kept.log_q_x_TK
 
 
 def _kl_from_(log_q_CK: Tensor, log_p_CK: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,8 @@ def logged(tiny_config, tmp_path_factory) -> OfflineRun:
         patch.setattr(GeographyDataModule, "grade", grade)
         patch.delenv("WANDB_DIR", raising=False)
         run = runs.fit(
-            "run", "--trainer.max_steps", "1", "--trainer.logger", "lightning.pytorch.loggers.WandbLogger",
+            "run", "--trainer.max_steps", "1", "--model.overlap_top_k", "4",
+            "--trainer.logger", "lightning.pytorch.loggers.WandbLogger",
             "--trainer.logger.init_args.offline", "true", "--trainer.logger.init_args.save_dir", str(runs.root / "run"),
             "--trainer.logger.init_args.project", "removability",
             "--trainer.callbacks+=RolloutTable", "--trainer.callbacks.init_args.every_n_steps", "1",

@@ -23,6 +23,10 @@ VARIANTS = get_args(Consistency)
 VOCABULARY = 11
 
 
+def known(*values_T: Tensor | None) -> list[Tensor]:
+    return [value_T.detach() for value_T in values_T if value_T is not None]
+
+
 class Case:
     """Hidden states of the four views and two heads, wider than the vocabulary and of different hidden sizes."""
 
@@ -51,19 +55,22 @@ class Case:
         f = f if objective.needs_teacher else None
         first = distillation(q_x, f, objective, self.completion_T)
         if objective.consistency == "none":
-            return first.loss, [first.opd_T, first.entropy_T]
+            return first.loss, known(first.opd_T, first.entropy_T, first.overlap_T)
         if separate_anchor(objective.consistency) is None:
             anchor = None
         stopped = q_x if objective.consistency == "symmetric" else q_x.constant()
         second = consistency_term(first, stopped, q_c, f, anchor, self.example_T, objective)
-        terms = [first.opd_T, first.entropy_T, second.consistency_T, second.weight_T]
+        overlaps = first.overlap_T, second.overlap_T
+        terms = known(first.opd_T, first.entropy_T, *overlaps, second.consistency_T, second.weight_T)
         return first.loss + coef * second.loss, terms
 
     def reference(self, objective: ObjectiveSettings, coef: float) -> tuple[Tensor, list[Tensor]]:
         q_x, q_c, f, anchor = (view.logits() for view in self.views())
+        f = f if objective.needs_teacher else None
         terms = objective.token_terms(ViewLogits(q_x, f, q_c, anchor, self.completion_T), self.example_T)
-        second = [] if terms.consistency_T is None else [terms.consistency_T.detach(), terms.weight_T]
-        return terms.loss_T(coef).sum(), [terms.opd_T.detach(), terms.entropy_T, *second]
+        second = () if terms.consistency_T is None else (terms.consistency_T, terms.weight_T)
+        overlaps = terms.overlap_teacher_T, terms.overlap_views_T
+        return terms.loss_T(coef).sum(), known(terms.opd_T, terms.entropy_T, *overlaps, *second)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
         """Of the hidden states of both views and the head, under an upstream factor."""
@@ -101,12 +108,14 @@ objectives = st.builds(
     ),
     temperature=st.sampled_from([1.0, 0.7, 2.0]),
     adaptive_tau=st.sampled_from([0.5, 3.0]),
+    overlap_top_k=st.integers(0, VOCABULARY + 1),
 ) | st.builds(
     ObjectiveSettings,
     consistency=st.sampled_from(VARIANTS),
     temperature=st.sampled_from([1.0, 0.7, 2.0]),
     adaptive_tau=st.sampled_from([0.5, 3.0]),
     distillation=st.just("cross_entropy"),
+    overlap_top_k=st.integers(0, 4),
 )
 
 

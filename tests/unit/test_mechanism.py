@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from lightning_modules.mechanism.gradients import GradientPair, TermGradients
 from lightning_modules.mechanism.gradients import whole as whole_gradient
 from lightning_modules.mechanism.parameter_groups import by_module, parameter_group
-from lightning_modules.mechanism.positions import MEASURES, overlap, positions, token_measures
+from lightning_modules.mechanism.positions import MEASURES, positions, token_measures
 from lightning_modules.mechanism.similarity import layers_of, summed_cosines, visit_depths
 from lightning_modules.mechanism.weights import weight_changes
 from lightning_modules.mechanism.weights import whole as whole_change
 from lightning_modules.objective.consistency import token_terms
+from lightning_modules.objective.divergences import top_columns, top_k_overlap
 from lightning_modules.packing import Rollout
 from lightning_modules.scoring import ViewScorer
 from lightning_modules.teachers import Teacher, TeacherSpec
@@ -320,6 +321,6 @@ def test_token_measures_are_those_of_the_definition(monkeypatch):
 def test_overlap_by_hand():
     first = torch.tensor([[9.0, 8.0, 7.0, 0.0], [9.0, 8.0, 0.0, 1.0]])
     second = torch.tensor([[8.0, 9.0, 0.0, 7.0], [0.0, 1.0, 9.0, 8.0]])
-    assert overlap(first, second, 2).tolist() == [1.0, 0.0]
-    assert overlap(first, second, 3).tolist() == pytest.approx([2 / 3, 2 / 3])
-    assert overlap(first, second, 99).tolist() == [1.0, 1.0]
+    assert top_k_overlap(top_columns(first, 2), top_columns(second, 2)).tolist() == [1.0, 0.0]
+    assert top_k_overlap(top_columns(first, 3), top_columns(second, 3)).tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert top_k_overlap(top_columns(first, 99), top_columns(second, 99)).tolist() == [1.0, 1.0]
