@@ -24,6 +24,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
 
+from callbacks.evaluating import evaluating
 from callbacks.evaluation_schedule import EvaluationSchedule
 from callbacks.paired_evaluation import comparing, paired_record
 from callbacks.paired_records import PairedRecord
@@ -34,7 +35,6 @@ from datamodules.base import ContextDataModule, Split
 from datamodules.controls import Slot
 from datamodules.probe_sets import ProbeSet, following_probes, general_probes
 from lightning_modules.comparison import ComparesViews, ComparisonSpec, KnowsItsBase
-from lightning_modules.strategies import whole_weights
 
 FOLLOWING = "following"
 GENERAL = "general"
@@ -186,7 +186,7 @@ class ProbeEvaluation(Callback):
                 comparing(pl_module, "ProbeEvaluation"), name, trainer.global_rank, trainer.world_size
             )
             records: list[PairedRecord] = []
-            with whole_weights(trainer.strategy, pl_module), trainer.precision_plugin.forward_context():
+            with evaluating(trainer, pl_module):
                 for batch in track(batches, f"{name}, step {step}", transient=True, disable=not show):
                     records += batch
             records = gather_records(trainer, records)

@@ -17,6 +17,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
 
+from callbacks.evaluating import evaluating
 from callbacks.evaluation_schedule import EvaluationSchedule
 from callbacks.paired_evaluation import ControlSpec, PairedEvaluation, comparing
 from callbacks.paired_records import PairedRecord
@@ -25,7 +26,6 @@ from callbacks.removability_files import ORIGINAL, append_summary, drop_summarie
 from callbacks.removability_metrics import ALL, RemovabilitySummary, summarise_groups
 from callbacks.removability_wandb import log_items
 from datamodules.base import ContextDataModule
-from lightning_modules.strategies import whole_weights
 
 LOGGED = (
     "accuracy_no_context",
@@ -135,8 +135,7 @@ class RemovabilityCallback(Callback):
         show = trainer.is_global_zero and trainer.progress_bar_callback is not None
         records: dict[str, list[PairedRecord]] = {}
         batches = self.evaluation.run(comparing(pl_module, "RemovabilityCallback"), data.grade, chunks, controls)
-        # The precision of training, as in Lightning's own loops.
-        with whole_weights(trainer.strategy, pl_module), trainer.precision_plugin.forward_context():
+        with evaluating(trainer, pl_module):
             for batch in track(batches, f"removability, step {step}", len(chunks), transient=True, disable=not show):
                 _extend(records, batch)
         summaries = self._publish(trainer, _names(controls), records, self.split, f"step={step:06d}", step, started)

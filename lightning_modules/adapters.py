@@ -140,10 +140,22 @@ def adapter_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def rank_and_alpha(model: nn.Module) -> tuple[int, float]:
+    """Of a model with adapters."""
+    config: Any = model.peft_config
+    return int(config[ADAPTER].r), float(config[ADAPTER].lora_alpha)
+
+
+def factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """A (r, inputs) and B (outputs, r) of one of `adapter_layers`, without gradient."""
+    down, up = (linears[ADAPTER].weight.detach() for linears in (layer.lora_A, layer.lora_B))
+    return down, up
+
+
 def delta(layer: Any) -> Tensor:
     """The update alpha / r * B A of one of `adapter_layers`, (outputs, inputs), float32."""
-    down, up = (factors[ADAPTER].weight.detach().float() for factors in (layer.lora_A, layer.lora_B))
-    return up @ down * float(layer.scaling[ADAPTER])
+    down, up = factors(layer)
+    return up.float() @ down.float() * float(layer.scaling[ADAPTER])
 
 
 def base_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:

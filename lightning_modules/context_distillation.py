@@ -147,8 +147,6 @@ class ContextDistillation(L.LightningModule):
             consistency, beta, support, loss_temperature, adaptive_tau, distillation, overlap_top_k
         )
         check_method(rollouts, objective, engine)
-        if student.lora is not None and engine.kind == "vllm":
-            raise ValueError("model.student.lora is set; engine.kind vllm takes no adapters yet. Use engine.kind hf.")
         self.student_spec = student
         self.teacher_spec = teacher
         self.view_spec = views
@@ -380,8 +378,9 @@ class ContextDistillation(L.LightningModule):
     # -------------------------------------------------------------------------------------------------- evaluation
 
     def on_validation_epoch_start(self) -> None:
-        """Evaluations run on whole weights; `compare_views` itself can't gather them, for ranks have unequal shares."""
+        """Whole weights, in the engine too: `compare_views` itself can't see to it, for ranks have unequal shares."""
         self._evaluating.enter_context(whole_weights(self.trainer.strategy, self))
+        self._evaluating.enter_context(self.engine.current_weights())
 
     def on_validation_epoch_end(self) -> None:
         """See `on_validation_epoch_start`."""
@@ -393,7 +392,10 @@ class ContextDistillation(L.LightningModule):
     def compare_views(
         self, examples: Sequence[Example], spec: ComparisonSpec = ComparisonSpec()
     ) -> list[ViewComparison]:
-        """Answer every example in both views; see `comparison.ComparesViews`. Under ZeRO-3 within `whole_weights`."""
+        """Answer every example in both views; see `comparison.ComparesViews`.
+
+        With several ranks inside `engine.current_weights`, under ZeRO-3 inside `whole_weights`.
+        """
         with self.engine.current_weights():
             return self.comparer.compare(examples, spec, self._open_game, self._step_seed(0))
 

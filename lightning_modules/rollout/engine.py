@@ -60,7 +60,10 @@ class RolloutEngine(Protocol):
     weights; None: not measured, or the engine samples with the trainer's own module."""
 
     def current_weights(self) -> AbstractContextManager[None]:
-        """The student's current weights sample inside this context; an engine may give memory back at its end."""
+        """The student's current weights sample inside this context; an engine may give memory back at its end.
+
+        All ranks enter and leave it together. In a block inside another one nothing happens.
+        """
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingSpec, seed: int) -> list[Completion]:

@@ -7,9 +7,11 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_modules.adapters import has_adapters
 from lightning_modules.rollout.engine import RolloutEngine
 from lightning_modules.rollout.hf import HFRolloutEngine
-from lightning_modules.rollout.vllm import ColocatedVLLM, VLLMRolloutEngine, VLLMSpec, vocabulary_width
+from lightning_modules.rollout.vllm import VLLMRolloutEngine, VLLMSpec, vocabulary_width
+from lightning_modules.rollout.vllm_colocated import ColocatedVLLM
 from lightning_modules.rollout.vllm_server import VLLMServer
 
 
@@ -49,7 +51,7 @@ def make_engine(
     def start() -> ColocatedVLLM | VLLMServer:
         width = vocabulary_width(model, tokenizer)
         if spec.vllm.server_url is not None:
-            return VLLMServer(spec.vllm.server_url, width, batch_size)
+            return VLLMServer(spec.vllm.server_url, width, batch_size, has_adapters(model))
         return ColocatedVLLM(model, spec.vllm, width, batch_size)
 
     return VLLMRolloutEngine(model, tokenizer, spec.vllm, start)

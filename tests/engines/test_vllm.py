@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_modules.rollout import vllm as vllm_engine
+from lightning_modules.rollout import vllm_colocated
 from lightning_modules.rollout.engine import SamplingSpec
 from lightning_modules.rollout.engines import EngineSpec, make_engine
 from lightning_modules.rollout.hf import HFRolloutEngine
@@ -155,12 +155,12 @@ def test_a_skipped_sync_stops(engine, monkeypatch):
 
 def faulty_buckets(monkeypatch, change):
     """Let `change` replace every (name, tensor) on its way by a list of them."""
-    own = vllm_engine.weight_buckets
+    own = vllm_colocated.weight_buckets
 
     def buckets(*args):
         return ([changed for pair in bucket for changed in change(*pair)] for bucket in own(*args))
 
-    monkeypatch.setattr(vllm_engine, "weight_buckets", buckets)
+    monkeypatch.setattr(vllm_colocated, "weight_buckets", buckets)
 
 
 def test_a_shuffled_tensor_stops(engine, monkeypatch):
@@ -221,7 +221,7 @@ def test_a_sleeping_engine_takes_new_weights(vllm_model_dir, tokenizer):
 def test_a_missing_vllm_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r"engine\.kind is vllm, and vLLM can't be imported: pip install"):
-        vllm_engine._import_vllm()
+        vllm_colocated._import_vllm()
 
 
 def test_no_weights_reach_the_disk(vllm_model_dir, tokenizer, tmp_path, monkeypatch):
@@ -235,6 +235,6 @@ def test_no_weights_reach_the_disk(vllm_model_dir, tokenizer, tmp_path, monkeypa
         def __init__(self, folder, **kwargs):
             seen.extend(path.name for path in Path(folder).rglob("*"))
 
-    monkeypatch.setattr(vllm_engine, "_import_vllm", lambda: type("vllm", (), {"LLM": LLM, "SamplingParams": None}))
-    vllm_engine.ColocatedVLLM(model, VLLMSpec(), len(tokenizer), 4)
+    monkeypatch.setattr(vllm_colocated, "_import_vllm", lambda: type("vllm", (), {"LLM": LLM, "SamplingParams": None}))
+    vllm_colocated.ColocatedVLLM(model, VLLMSpec(), len(tokenizer), 4)
     assert seen == ["config.json"]

@@ -19,12 +19,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_modules.adapters import LoRASpec, add_adapters
 from lightning_modules.rollout.engine import SamplingSpec
 from lightning_modules.rollout.engines import EngineSpec, make_engine
 from lightning_modules.rollout.hf import HFRolloutEngine
 from lightning_modules.rollout.sync_check import StaleWeightsError
 from lightning_modules.rollout.vllm import VLLMSpec
+from lightning_modules.rollout.vllm_server import VLLMServer
 from lightning_modules.rollout.vllm_worker import QUALIFIED_NAME
+from tests.engines.test_vllm_lora import draw_adapters
 from tests.integration.conftest import CONFIG, Runs
 
 pytest.importorskip("vllm", reason="vllm is not installed: make test-engines installs it")
@@ -74,14 +77,21 @@ def url(vllm_model_dir, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     width = len(AutoTokenizer.from_pretrained(vllm_model_dir))
     cut = ("--load-format", "dummy", "--hf-overrides", json.dumps({"vocab_size": width}))
-    extension = ("--worker-extension-cls", QUALIFIED_NAME)
-    with vllm_server(vllm_model_dir, log, *cut, *extension, VLLM_SERVER_DEV_MODE="1") as url:
+    options = (*cut, "--worker-extension-cls", QUALIFIED_NAME, "--enable-lora", "--max-lora-rank", "8")
+    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    with vllm_server(vllm_model_dir, log, *options, **variables) as url:
         yield url
 
 
 @pytest.fixture
 def engine(url, vllm_model_dir):
+    return engine_of(url, vllm_model_dir)
+
+
+def engine_of(url, vllm_model_dir, lora=None):
     model = AutoModelForCausalLM.from_pretrained(vllm_model_dir)
+    if lora is not None:
+        add_adapters(model, lora, "tiny")
     tokenizer = AutoTokenizer.from_pretrained(vllm_model_dir)
     return make_engine(EngineSpec("vllm", VLLMSpec("server", url)), model, tokenizer, 8)
 
@@ -106,6 +116,40 @@ def test_the_server_follows_the_student(engine):
     assert after != before
     assert after == HFRolloutEngine(engine.model, engine.tokenizer).generate(PROMPTS, GREEDY, 0)
     assert engine.logprob_gap < 2e-5
+
+
+def test_the_server_follows_adapters(url, vllm_model_dir, monkeypatch):
+    """Of two trainers, one after the other: the second one finds the first one's base and adapters there."""
+    sent: list[str] = []
+    own = VLLMServer._call_workers
+    monkeypatch.setattr(
+        VLLMServer, "_call_workers", lambda self, method, **given: sent.append(method) or own(self, method, **given)
+    )
+    answers = []
+    for modules in (["q_proj", "lm_head"], "all-linear"):
+        engine = engine_of(url, vllm_model_dir, LoRASpec(r=3, alpha=12.0, target_modules=modules))
+        if modules == "all-linear":
+            move(engine.model)
+        for seed in (1, 2):
+            draw_adapters(engine.model, seed)
+            answers.append(generate(engine, GREEDY))
+            assert answers[-1] == HFRolloutEngine(engine.model, engine.tokenizer).generate(PROMPTS, GREEDY, 0)
+            assert engine.logprob_gap < 2e-5
+    assert len({str(answer) for answer in answers}) == 4
+    assert sent.count("finish_new_weights") == 2
+    assert sent.count("load_encoded_adapter") == 4
+
+
+def test_full_parameters_after_adapters(engine):
+    """The adapters stay on the server, and no request names them."""
+    assert generate(engine, GREEDY) == HFRolloutEngine(engine.model, engine.tokenizer).generate(PROMPTS, GREEDY, 0)
+
+
+def test_a_server_without_room_for_the_adapters_is_named(url, vllm_model_dir):
+    engine = engine_of(url, vllm_model_dir, LoRASpec(r=9))
+    draw_adapters(engine.model, 1)
+    with pytest.raises(RuntimeError, match=r"takes no adapters .*--enable-lora and --max-lora-rank of at least 9"):
+        generate(engine, GREEDY)
 
 
 def test_seeded_and_never_padding(engine):
@@ -164,6 +208,7 @@ def test_a_server_with_fixed_weights_does_not_train(vllm_model_dir):
         def _answer(self, status, body):
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(body)
 

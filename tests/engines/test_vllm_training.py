@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cli.main import main
-from lightning_modules.rollout import vllm as vllm_engine
+from lightning_modules.rollout import vllm_colocated
 from lightning_modules.rollout.sync_check import StaleWeightsError
 from tests.integration.conftest import CONFIG, Runs
 from tests.integration.test_games_training import CONFIG as GAMES_CONFIG
@@ -24,13 +24,13 @@ GREEDY = ("--model.sampling.temperature", "0")
 def _no_vllm_is_left_over(monkeypatch):
     """A run that stops with an error leaves its vLLM to the process; here the process goes on."""
     started = []
-    own = vllm_engine.ColocatedVLLM.__init__
+    own = vllm_colocated.ColocatedVLLM.__init__
 
     def start(self, *args):
         own(self, *args)
         started.append(self)
 
-    monkeypatch.setattr(vllm_engine.ColocatedVLLM, "__init__", start)
+    monkeypatch.setattr(vllm_colocated.ColocatedVLLM, "__init__", start)
     yield
     for backend in started:
         backend.close()
@@ -63,6 +63,19 @@ def test_greedy_rollouts_train_as_with_transformers(runs):
     assert records[0] == records[1]
 
 
+def test_adapters_train_as_with_transformers(runs):
+    """Three steps of the same losses: adapters of the step before sample, and are trained from there."""
+    lora = ("--model.student.lora.r", "2", "--model.optimizer.init_args.lr", "0.01")
+    hf = runs.metrics(runs.fit("hf", *GREEDY, *lora))
+    vllm = runs.metrics(runs.fit("vllm", *GREEDY, *lora, *VLLM))
+    assert len(hf) == len(vllm) == 3
+    assert len({row["train/loss"] for row in vllm}) == 3
+    for own, theirs in zip(vllm, hf, strict=True):
+        for name in ("train/loss", "train/gradient_norm", "completions/mean_length"):
+            assert float(own[name]) == pytest.approx(float(theirs[name]), rel=1e-4), name
+        assert float(own["rollout/logprob_gap"]) < 2e-5
+
+
 def test_a_resumed_run_samples_as_the_uninterrupted_one(runs):
     whole = runs.fit("whole", *VLLM)
     part = runs.fit("part", *VLLM, "--trainer.max_steps", "1")
@@ -72,7 +85,7 @@ def test_a_resumed_run_samples_as_the_uninterrupted_one(runs):
 
 
 def test_a_lost_sync_stops_before_anything_is_trained_on_it(runs, monkeypatch):
-    own = vllm_engine.ColocatedVLLM.load
+    own = vllm_colocated.ColocatedVLLM.load
     calls = []
 
     def load(self, model):
@@ -80,7 +93,7 @@ def test_a_lost_sync_stops_before_anything_is_trained_on_it(runs, monkeypatch):
         if len(calls) == 1:
             own(self, model)
 
-    monkeypatch.setattr(vllm_engine.ColocatedVLLM, "load", load)
+    monkeypatch.setattr(vllm_colocated.ColocatedVLLM, "load", load)
     with pytest.raises(StaleWeightsError, match="--ckpt_path last"):
         runs.fit("run", *VLLM)
     assert len(calls) == 2

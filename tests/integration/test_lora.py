@@ -81,6 +81,4 @@ def test_what_does_not_fit_is_refused(runs, capsys):
         main(runs.args("fit", "run", *LORA, "--model.student.lora.r", "8", "--ckpt_path", "last"))
     with pytest.raises(ValueError, match="does not fit the configured model"):
         main(runs.args("fit", "run", "--model.student.lora", "null", "--ckpt_path", "last"))
-    with pytest.raises(ValueError, match="takes no adapters yet"):
-        main(runs.args("fit", "other", *LORA, "--model.engine.kind", "vllm"))
     assert run.exists()

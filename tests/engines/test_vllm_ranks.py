@@ -1,0 +1,60 @@
+"""vLLM beside two trainer processes on a CPU, against one process that samples with transformers."""
+
+from __future__ import annotations
+
+import pytest
+
+from callbacks.removability_files import read_records
+from cli.main import main
+from tests.engines.test_deepspeed import EXACT, SETTINGS, TwoRanks
+from tests.integration.conftest import CONFIG, Runs
+
+pytest.importorskip("vllm", reason="vllm is not installed: make test-engines installs it")
+
+VLLM = ("--model.engine.kind", "vllm", "--model.engine.vllm.kv_cache_gib", "0.1")
+LORA = ("--model.student.lora.r", "4")
+
+
+@pytest.fixture(scope="module")
+def one_process(vllm_model_dir, tmp_path_factory):
+    root = tmp_path_factory.mktemp("one")
+    (root / "tiny.yaml").write_text(CONFIG.format(model=vllm_model_dir))
+    runs = Runs(root, root / "tiny.yaml")
+    runs.fit("full", *SETTINGS)
+    main(runs.args("validate", "full", *SETTINGS, "--ckpt_path", "last"))
+    runs.fit("lora", *SETTINGS, *LORA)
+    return runs
+
+
+@pytest.fixture(scope="module", params=["ddp", "zero3"])
+def two_ranks(request, one_process, tmp_path_factory):
+    """Five items to evaluate, two at a time: the ranks have different numbers of batches."""
+    if request.param != "ddp":
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed: make test-engines installs it")
+    ranks = TwoRanks(Runs(tmp_path_factory.mktemp(request.param), one_process.config), request.param)
+    ranks.job("fit", "full", *VLLM)
+    ranks.job("validate", "full", "--ckpt_path", "last", *VLLM)
+    if request.param == "ddp":
+        ranks.job("fit", "lora", *LORA, *VLLM)
+    ranks.start()
+    return ranks
+
+
+def test_losses_are_those_of_one_process_with_transformers(one_process, two_ranks):
+    for name in ("full", "lora"):
+        if not (two_ranks.runs.root / name).exists():
+            continue
+        ours, theirs = (runs.metrics(runs.root / name) for runs in (two_ranks.runs, one_process))
+        assert len(ours) == len(theirs) == 3
+        for own, other in zip(ours, theirs, strict=True):
+            for key in EXACT:
+                assert float(own[key]) == pytest.approx(float(other[key]), rel=1e-4), (name, key)
+            assert 0.0 <= float(own["rollout/logprob_gap"]) < 2e-5
+
+
+def test_evaluations_are_those_of_one_process(one_process, two_ranks):
+    for file in ("removability/step=000003.jsonl", "removability/val-step=000003.jsonl"):
+        ours, theirs = (read_records(runs.root / "full" / file) for runs in (two_ranks.runs, one_process))
+        assert len(ours) == 5
+        assert {record.id: record.with_context for record in ours} == {r.id: r.with_context for r in theirs}
+        assert {record.id: record.no_context for record in ours} == {r.id: r.no_context for r in theirs}
