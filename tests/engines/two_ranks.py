@@ -84,7 +84,7 @@ def run(job: Job) -> None:
         main(job.args)
     except Crash:
         pass
-    except (ValueError, NonFiniteLossError) as error:
+    except (ValueError, RuntimeError, NonFiniteLossError) as error:
         if not job.fails:
             raise
         unchanged = "weights" in before and all(
