@@ -38,7 +38,7 @@ class ColocatedVLLM:
 
         Raises:
             ImportError: if vLLM is not installed.
-            ValueError: if it can't start, mostly for want of memory.
+            ValueError: if it can't start, mostly for want of memory; with several ranks, if one is to span GPUs.
         """
         self.vocab_size = vocab_size
         self.on_cpu = model.device.type == "cpu"
@@ -53,6 +53,11 @@ class ColocatedVLLM:
 
             self._adapter = LoRARequest(ADAPTER_NAME, ADAPTER_ID, "sent by the trainer")
         kv_cache_gib = CPU_KV_CACHE_GIB if self.on_cpu and spec.kv_cache_gib is None else spec.kv_cache_gib
+        if spec.tensor_parallel_size > 1 and num_ranks() > 1:
+            raise ValueError(
+                f"engine.vllm.tensor_parallel_size is {spec.tensor_parallel_size} with {num_ranks()} trainer processes; "
+                "each of them has a vLLM on its own GPU. Set it to 1, or use a server (engine.vllm.mode)."
+            )
         for_adapters = _room_for_adapters(model) if self.has_adapters else {}
         with tempfile.TemporaryDirectory() as folder:
             _config_for_vllm(model, vocab_size).save_pretrained(folder)
