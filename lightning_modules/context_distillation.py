@@ -37,6 +37,7 @@ from transformers import PreTrainedModel
 from datamodules.example import Environment, Example
 from lightning_modules.adapters import AdapterRecord, add_adapters, fingerprint, shared_copy, without_base
 from lightning_modules.comparison import ComparisonSpec, ViewComparer, ViewComparison
+from lightning_modules.compatibility import check_stage
 from lightning_modules.models import ModelSpec, check_plain_head, freeze, frozen_copy, load_model, load_tokenizer
 from lightning_modules.objective.consistency import (
     CoefficientSchedule,
@@ -183,16 +184,7 @@ class ContextDistillation(L.LightningModule):
         """
         self.updates = updates_for(self, self.gradient_clip_norm)
         self.zero_stage = zero_stage(self.trainer.strategy)
-        if self.zero_stage and (self.teacher_spec.kind == "ema" or separate_anchor(self.consistency) == "ema"):
-            raise ValueError(
-                "teacher.kind ema and consistency ema_anchor can't be used with ZeROStrategy: DeepSpeed would cast the "
-                "moving average to the student's data type and leave it out of checkpoints. Use strategy ddp."
-            )
-        if self.zero_stage == 3 and self.student_spec.lora is not None:
-            raise ValueError(
-                "model.student.lora can't be used at ZeRO stage 3, which spreads the base that the teacher shares with "
-                "the student. Use configs/strategy/zero2.yaml: adapters leave little to spread."
-            )
+        check_stage(self.zero_stage, self.teacher_spec, self.student_spec, separate_anchor(self.consistency))
 
     def configure_model(self) -> None:
         """Load tokenizer, student and teacher. Lightning calls it once per stage; the second call does nothing."""
@@ -201,7 +193,8 @@ class ContextDistillation(L.LightningModule):
         self.tokenizer = load_tokenizer(self.student_spec)
         student = load_model(self.student_spec)
         check_plain_head(student, self.student_spec.name)
-        self.teacher = Teacher(self.teacher_spec, student, self.tokenizer, self._second_student(student))
+        load_again, rank = self._second_student(student), self.trainer.local_rank
+        self.teacher = Teacher(self.teacher_spec, student, self.tokenizer, load_again, rank)
         anchor = separate_anchor(self.consistency)
         self.ema_anchor = frozen_copy(student, torch.float32) if anchor == "ema" else None
         if self.gradient_checkpointing:
@@ -416,7 +409,7 @@ class ContextDistillation(L.LightningModule):
     @contextmanager
     def initial_student(self) -> Iterator[PreTrainedModel]:
         """The frozen teacher, where it is that, or the base of adapters; else loaded once, and kept in main memory."""
-        if self.teacher_spec.kind == "frozen":
+        if self.teacher_spec.kind == "frozen" and self.teacher_spec.device is None:
             yield self.teacher.network(self.student)
             return
         if self._initial is None:

@@ -65,6 +65,11 @@ class ViewBatch:
     lengths: tuple[int, ...]
     """Tokens of each suffix without padding; at least 2, as something predicts a first completion token."""
 
+    def to(self, device: torch.device) -> ViewBatch:
+        """The same on another device."""
+        prefix_ids, suffix_ids = self.prefix_ids.to(device), self.suffix_ids.to(device)
+        return ViewBatch(prefix_ids, suffix_ids, self.rows.to(device), self.columns.to(device), self.lengths)
+
     @property
     def completion_ids(self) -> Tensor:
         """The completion tokens, (T,)."""

@@ -21,7 +21,7 @@ from lightning_modules.packing import (
     lay_out,
     plan_micro_batches,
 )
-from lightning_modules.shared_context import KeysValues, obstacle, shares_contexts, warn_unshared
+from lightning_modules.shared_context import obstacle, shares_contexts, warn_unshared
 from lightning_modules.teachers import Teacher
 
 TOKENS_PER_KL_CHUNK = 256
@@ -217,12 +217,21 @@ class ViewScorer:
     def teacher_projection(self, view: ViewBatch) -> Projection:
         """The teacher's; a frozen teacher's shared context is computed once for the whole run."""
         assert self.teacher is not None
+        return self._teacher_projection(self.teacher_states(view))
+
+    @torch.no_grad()
+    def teacher_states(self, view: ViewBatch) -> Tensor:
+        """The teacher's hidden states at the completion's tokens, (T, H), on the student's device."""
+        assert self.teacher is not None
         model = self.teacher.network(self.student)
-        known = None
+        placed = view.to(model.device)
         with eval_mode(model):  # a live teacher is the student, in train mode and perhaps with dropout
-            if not self.teacher.moves:
-                known = self._teacher_prefixes.get(model, view.prefix_ids)
-            return self._projection(model, view, known).constant()
+            known = None if self.teacher.moves else self._teacher_prefixes.get(model, placed.prefix_ids)
+            return completion_hidden_states(model, placed, known).to(self.student.device)
+
+    def _teacher_projection(self, hidden_TH: Tensor) -> Projection:
+        assert self.teacher is not None
+        return Projection(hidden_TH, self.teacher.head(self.student), self.vocab_size).constant()
 
     @torch.no_grad()
     def anchor_projection(self, view: ViewBatch) -> Projection | None:
@@ -232,14 +241,11 @@ class ViewScorer:
                 assert self.ema_anchor is not None
                 return self._projection(self.ema_anchor, view).constant()
             case "teacher":
-                assert self.teacher is not None
-                model = self.teacher.network(self.student)
-                with eval_mode(model):
-                    return self._projection(model, view).constant()
+                return self._teacher_projection(self.teacher_states(view))
         return None
 
-    def _projection(self, model: PreTrainedModel, view: ViewBatch, known: KeysValues | None = None) -> Projection:
-        hidden_TH = completion_hidden_states(model, view, known)
+    def _projection(self, model: PreTrainedModel, view: ViewBatch) -> Projection:
+        hidden_TH = completion_hidden_states(model, view)
         return Projection(hidden_TH, model.get_output_embeddings(), self.vocab_size)
 
     def _log_probabilities(self, model: PreTrainedModel, hidden_TH: Tensor) -> Tensor:

@@ -7,10 +7,14 @@ model   another model of the same tokenizer, frozen.
 ema     a moving average of the student, updated after every optimizer step. With LoRA the factors A and B are averaged,
         each by itself (their product is then not the average of the products), beside the student's own base.
 live    the student itself, adapters included, with the context and without gradient.
+
+A teacher too large to stand beside the student may have its layers on another device (`TeacherSpec.device`). What comes
+back are its hidden states, (T, H) a micro-batch; its head stays beside the student, where the objective is computed.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -40,6 +44,9 @@ class TeacherSpec:
     """The other model, for ``kind: model`` only."""
     update_rate: float = 0.01
     """Share of the student mixed into an ``ema`` teacher after each optimizer step, between 0 and 1."""
+    device: str | None = None
+    """Where the layers of a ``frozen`` teacher or another ``model`` are, such as cuda:1 or cpu; None: beside the
+    student. With several ranks on a node, rank r takes the r-th GPU from there on."""
 
     def __post_init__(self) -> None:
         """Check that the fields fit together.
@@ -53,6 +60,18 @@ class TeacherSpec:
             )
         if not 0.0 < self.update_rate <= 1.0:
             raise ValueError(f"teacher.update_rate is {self.update_rate}; it must be in (0, 1].")
+        if self.device is not None:
+            if self.kind not in ("frozen", "model"):
+                raise ValueError(
+                    f"teacher.device is {self.device!r} and teacher.kind {self.kind!r}, which follows the student; "
+                    "leave it out, or use kind 'frozen' or 'model'."
+                )
+            try:
+                torch.device(self.device)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"teacher.device is {self.device!r}, which names no device: cpu, cuda:1, ..."
+                ) from error
         if self.model is not None and self.model.lora is not None:
             raise ValueError(
                 "teacher.model.lora is set; a teacher is not trained. For one that was trained with adapters name a "
@@ -69,6 +88,7 @@ class Teacher(nn.Module):
         student: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         load_again: Callable[[], PreTrainedModel] | None = None,
+        local_rank: int = 0,
     ) -> None:
         """Build the teacher of `spec` beside `student`.
 
@@ -77,9 +97,10 @@ class Teacher(nn.Module):
             student: the initial student.
             tokenizer: of the student.
             load_again: makes a second initial student, where the first can't be copied or need not; None: copy it.
+            local_rank: of this process on its node, for a teacher on another device.
 
         Raises:
-            ValueError: if another model's tokenizer is not the student's.
+            ValueError: if another model's tokenizer is not the student's, or its device is not there.
         """
         super().__init__()
         self.spec = spec
@@ -95,6 +116,12 @@ class Teacher(nn.Module):
             other = load_model(spec.model)
             check_plain_head(other, spec.model.name)
             self.model = freeze(other)
+        self._elsewhere: tuple[PreTrainedModel] | None = None  # in a tuple: no submodule, so that no trainer moves it
+        self._head: nn.Module | None = None
+        if spec.device is not None:
+            assert self.model is not None
+            self._head = copy.deepcopy(self.model.get_output_embeddings())
+            self._elsewhere, self.model = (_moved(self.model, spec.device, local_rank),), None
         if not self.has_state:
             self.register_state_dict_post_hook(_leave_out)
 
@@ -114,13 +141,30 @@ class Teacher(nn.Module):
 
     def network(self, student: PreTrainedModel) -> PreTrainedModel:
         """The model that scores; call it without gradient."""
+        if self._elsewhere is not None:
+            return self._elsewhere[0]
         return student if self.model is None else self.model
+
+    def head(self, student: PreTrainedModel) -> nn.Module:
+        """Its head, on the student's device."""
+        return self.network(student).get_output_embeddings() if self._head is None else self._head
 
     def update(self, student: PreTrainedModel) -> None:
         """Follow the student after an optimizer step (``ema`` only)."""
         if self.spec.kind == "ema":
             assert self.model is not None
             update_average(self.model, student, self.spec.update_rate)
+
+
+def _moved(model: PreTrainedModel, name: str, local_rank: int) -> PreTrainedModel:
+    device = torch.device(name)
+    if device.index is not None:
+        device = torch.device(device.type, device.index + local_rank)
+    try:
+        moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]  # transformers' stub knows no torch.device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"teacher.device is {name!r}; the teacher can't be put on {device} ({error}).") from error
+    return moved
 
 
 def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_modules.models import head_logits
 from lightning_modules.objective.divergences import entropy, kl, top_columns, top_k_overlap
 from lightning_modules.packing import ViewBatch, completion_hidden_states
 from lightning_modules.scoring import TOKENS_PER_KL_CHUNK, ViewScorer
@@ -30,14 +29,15 @@ def token_measures(scorer: ViewScorer, no_context: ViewBatch, with_context: View
         top_k: most likely tokens that are compared.
     """
     assert scorer.teacher is not None
-    student, teacher = scorer.student, scorer.teacher.network(scorer.student)
-    sides = [(student, no_context), (student, with_context), (teacher, with_context)]
-    states = [torch.split(completion_hidden_states(*side), TOKENS_PER_KL_CHUNK) for side in sides]
+    student = scorer.student
+    states = [completion_hidden_states(student, view) for view in (no_context, with_context)]
+    states.append(scorer.teacher_states(with_context))
+    heads = [*[student.get_output_embeddings()] * 2, scorer.teacher.head(student)]
     measures = []
-    for chunk in zip(*states, strict=True):
+    for chunk in zip(*(torch.split(hidden, TOKENS_PER_KL_CHUNK) for hidden in states), strict=True):
         x, c, f = (
-            head_logits(model, hidden, scorer.vocab_size).float().log_softmax(-1)
-            for (model, _), hidden in zip(sides, chunk, strict=True)
+            head(hidden)[..., : scorer.vocab_size].float().log_softmax(-1)
+            for head, hidden in zip(heads, chunk, strict=True)
         )
         overlap = top_k_overlap(top_columns(x, top_k), top_columns(c, top_k))
         measures.append(torch.stack([kl(x, c), kl(x, f), overlap, entropy(x), entropy(c)], dim=-1))

@@ -55,8 +55,8 @@ class ColocatedVLLM:
         kv_cache_gib = CPU_KV_CACHE_GIB if self.on_cpu and spec.kv_cache_gib is None else spec.kv_cache_gib
         if spec.tensor_parallel_size > 1 and num_ranks() > 1:
             raise ValueError(
-                f"engine.vllm.tensor_parallel_size is {spec.tensor_parallel_size} with {num_ranks()} trainer processes; "
-                "each of them has a vLLM on its own GPU. Set it to 1, or use a server (engine.vllm.mode)."
+                f"engine.vllm.tensor_parallel_size is {spec.tensor_parallel_size}, with {num_ranks()} trainer "
+                "processes: each has a vLLM on its own GPU. Set it to 1, or use a server (engine.vllm.mode)."
             )
         for_adapters = _room_for_adapters(model) if self.has_adapters else {}
         with tempfile.TemporaryDirectory() as folder:

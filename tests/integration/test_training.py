@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 
+from lightning_modules.adapters import LoRASpec
+from lightning_modules.compatibility import check_stage
+from lightning_modules.models import ModelSpec, load_model, load_tokenizer
 from lightning_modules.objective.consistency import Consistency
+from lightning_modules.teachers import Teacher, TeacherSpec
 
 
 @pytest.mark.parametrize("consistency", ["none", "no_context_anchor", "adaptive_anchor"])
@@ -96,6 +101,48 @@ def test_another_model_as_teacher(runs, tiny_model_dir):
     own = runs.fit("own")
     other = runs.fit("other", "--model.teacher.kind", "model", "--model.teacher.model.name", str(tiny_model_dir))
     assert [r["train/loss"] for r in runs.metrics(own)] == [r["train/loss"] for r in runs.metrics(other)]
+
+
+def test_a_teacher_on_a_device_of_its_own(runs):
+    """Here that is the CPU once more: same numbers, by the way that the hidden states take between devices."""
+    settings = ("--model.consistency", "teacher_no_context_anchor", "--trainer.callbacks+=TokenPositions",
+                "--trainer.callbacks+=ProbeEvaluation", "--trainer.callbacks.init_args.max_items", "2")  # fmt: skip
+    own = runs.fit("own", *settings)
+    placed = runs.fit("placed", *settings, "--model.teacher.device", "cpu")
+    for name in ("train/loss", "train/nca", "train/gradient_norm"):
+        assert [row[name] for row in runs.metrics(own)] == [row[name] for row in runs.metrics(placed)]
+    files = [path.relative_to(own) for path in own.rglob("*.jsonl") if path.name != "summary.jsonl"]
+    assert len(files) > 4
+    without_times = [
+        [re.sub(r'"(elapsed_s|run_s|cost_share)": [^,}]+', "", (run / f).read_text()) for f in files]
+        for run in (own, placed)
+    ]
+    assert without_times[0] == without_times[1]
+    saved = torch.load(placed / "checkpoints/step=000003.ckpt", weights_only=True)["state_dict"]
+    assert all(name.startswith("student.") for name in saved)
+
+
+def test_no_trainer_moves_the_layers_of_a_teacher_elsewhere(tiny_model_dir):
+    spec = ModelSpec(str(tiny_model_dir))
+    student = load_model(spec)
+    teacher = Teacher(TeacherSpec(device="cpu"), student, load_tokenizer(spec)).to("meta")
+    assert {p.device.type for p in teacher.network(student).parameters()} == {"cpu"}
+    assert {p.device.type for p in teacher.head(student).parameters()} == {"meta"}
+
+
+def test_a_teacher_that_can_not_be_elsewhere(tiny_model_dir):
+    spec, elsewhere = ModelSpec(str(tiny_model_dir)), TeacherSpec(device="cuda:99")
+    student, tokenizer = load_model(spec), load_tokenizer(spec)
+    with pytest.raises(ValueError, match=r"teacher\.device is 'cuda:99'; the teacher can't be put on cuda:100"):
+        Teacher(elsewhere, student, tokenizer, local_rank=1)
+    with pytest.raises(ValueError, match=r"teacher\.device is 'nowhere', which names no device"):
+        TeacherSpec(device="nowhere")
+    with pytest.raises(ValueError, match=r"teacher\.kind 'live', which follows the student"):
+        TeacherSpec("live", device="cpu")
+    with pytest.raises(ValueError, match="the student's own base and takes no memory"):
+        check_stage(0, elsewhere, ModelSpec("m", lora=LoRASpec()), None)
+    with pytest.raises(ValueError, match="at ZeRO stage 3 the teacher is spread over the ranks"):
+        check_stage(3, elsewhere, spec, None)
 
 
 def test_student_equal_teacher_without_context_costs_nothing(runs):
