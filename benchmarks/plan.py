@@ -68,6 +68,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         completion_tokens=per_batch * step.completion,
         gradient_checkpointing=case["checkpointing"],
         teacher_cache_tokens=step.context,
+        device="cpu",
     )
     predicted = plan(run)
     return {

@@ -13,9 +13,10 @@ from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cli.config_sections import parsed, run_command, section_of, student_spec_of
+from lightning_modules.adapters import add_adapters, is_adapter
 from lightning_modules.memory_plan import (
     GIB,
     GPU_MEMORY_GIB,
@@ -100,6 +101,10 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         student = ModelSpec(options.model)
     precision = str(value("trainer.precision", "32-true"))
     shape, kind = shape_of(student), value("model.teacher.kind", "frozen")
+    teacher = _teacher_shape(options, kind, shape)
+    if kind == "frozen" and student.lora is not None:
+        teacher = None  # the student's own base
+    is_elsewhere = teacher is not None and value("model.teacher.device", None) is not None
     consistency = value("model.consistency", "no_context_anchor")
     batch = -(-int(value("data.init_args.batch_size", 16)) * int(value("model.num_generations", 1)) // options.num_gpus)
     completion = int(value("model.sampling.max_completion_length", 512))
@@ -109,7 +114,7 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     together = min(batch, int(value("model.rollout_batch_size", 64)))
     return Run(
         shape,
-        _teacher_shape(options, kind, shape),
+        None if is_elsewhere else teacher,
         strategy=options.strategy,
         num_gpus=options.num_gpus,
         offload_optimizer=options.offload_optimizer,
@@ -120,7 +125,11 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         gradient_checkpointing=bool(value("model.gradient_checkpointing", False)),
         keeps_both_passes=consistency == "symmetric",
         moving_averages=(kind == "ema") + (consistency == "ema_anchor"),
-        teacher_cache_tokens=min(int(value("model.teacher_cache_tokens", 32_768)), options.context_tokens),
+        teacher_cache_tokens=0
+        if is_elsewhere
+        else min(int(value("model.teacher_cache_tokens", 32_768)), options.context_tokens),
+        trained_parameters=None if student.lora is None else adapter_parameters(student),
+        teacher_head=teacher.vocabulary * teacher.hidden if is_elsewhere and teacher is not None else 0,
         sampled_tokens=0 if uses_vllm else together * (options.prompt_tokens + completion),
         vllm_bytes=int(float(value("model.engine.vllm.gpu_memory_utilization", 0.3)) * gpu_bytes) if uses_vllm else 0,
     )
@@ -142,8 +151,26 @@ def shape_of(spec: ModelSpec) -> Shape:
     Raises:
         OSError: if its config can't be found.
     """
+    model = _without_weights(spec)
+    return Shape.of(model.config, model)
+
+
+def adapter_parameters(spec: ModelSpec) -> int:
+    """Parameters of the LoRA adapters that `spec` puts into its model.
+
+    Raises:
+        ValueError: if target modules are not in the model.
+    """
+    assert spec.lora is not None
+    model = _without_weights(spec)
+    with torch.device("meta"):
+        add_adapters(model, spec.lora, spec.name)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
+
+
+def _without_weights(spec: ModelSpec) -> PreTrainedModel:
     gguf = {} if spec.gguf_file is None else {"gguf_file": spec.gguf_file}
     config = AutoConfig.from_pretrained(model_location(spec), revision=spec.revision, **gguf)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return Shape.of(config, model)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model

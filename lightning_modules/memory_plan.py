@@ -17,7 +17,7 @@ States a GPU holds, with AdamW:
 
 Activations. A packed row keeps, of each token and layer of a Llama, Qwen2 or Qwen3 (H hidden, A heads x head size, K
 key-value heads x head size, I width of the MLP), for the backward pass: both norms' inputs, normed values and outputs,
-6 H; queries, keys, values, 2 K + A; attention's output, twice, 2 A; gate, its activation, up and their product, 4 I.
+6 H; queries, keys, values, 2 K + A; attention's output, A; gate, its activation, up and their product, 4 I.
 With gradient checkpointing: H of each layer, and all of the above of one layer. OPD and NCA are run one after the
 other, so one pass counts, the longer one, with the context (also where OPD alone runs the shorter one only);
 `symmetric` keeps both.
@@ -31,7 +31,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lightning_modules.objective.chunked import BUFFERS_PER_CHUNK, CHUNK_BYTES
+import torch
+
+from lightning_modules.objective.chunked import BUFFERS_PER_CHUNK, tokens_per_chunk
 
 GIB = 2**30
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
@@ -81,7 +83,7 @@ class Shape:
 
     def layer_activations(self, *, is_float32: bool) -> int:
         """Bytes that one layer keeps of one token for its backward pass."""
-        rest = 3 * self.attention_width + 2 * self.key_value_width + 4 * self.mlp_width
+        rest = 2 * self.attention_width + 2 * self.key_value_width + 4 * self.mlp_width
         if is_float32:
             return 4 * (6 * self.hidden + rest)
         # Under bf16 the norms compute in float32, and hand a bf16 copy to the layers behind them.
@@ -94,7 +96,7 @@ class Run:
 
     student: Shape
     teacher: Shape | None
-    """None: the student itself (``live``)."""
+    """None: the student itself (``live``, or the base of its adapters), or elsewhere."""
     strategy: Strategy = "single"
     num_gpus: int = 1
     offload_optimizer: bool = False
@@ -118,6 +120,9 @@ class Run:
     """vLLM's share of the GPU: weights and KV cache."""
     trained_parameters: int | None = None
     """Of LoRA adapters; None: all of the student's."""
+    teacher_head: int = 0
+    """Parameters of the head of a teacher whose layers are elsewhere: it alone is beside the student."""
+    device: Literal["cuda", "cpu"] = "cuda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,9 @@ class Plan:
 
 def model_states(run: Run) -> tuple[dict[str, int], int]:
     """Weights, gradient and optimizer of the student on one GPU, and bytes in host memory."""
-    n, trained = run.student.parameters, run.trained_parameters or run.student.parameters
+    adapters = run.trained_parameters or 0
+    n = run.student.parameters + adapters
+    trained = adapters or n
     if run.strategy in ("single", "ddp"):
         states = {"parameters": 4 * n, "gradient": 4 * trained, "optimizer": 8 * trained}
         return states | ({"gradient buckets": 4 * trained} if run.strategy == "ddp" else {}), 0
@@ -167,6 +174,8 @@ def plan(run: Run) -> Plan:
     if run.teacher is not None:
         parts["teacher"] = wide * run.teacher.parameters // (run.num_gpus if is_spread else 1)
         parts["teacher's contexts"] = run.teacher_cache_tokens * run.teacher.keys_values(computed)
+    if run.teacher_head:
+        parts["teacher's head"] = wide * run.teacher_head
     if run.moving_averages:
         parts["moving averages"] = 4 * run.student.parameters * run.moving_averages
     held = sum(parts.values())
@@ -197,8 +206,8 @@ def activations(run: Run) -> int:
 def vocabulary(run: Run) -> int:
     """Bytes of a chunk's buffers, of the gradient in the hidden states, and of that in the head, summed in float32."""
     student = run.student
-    per_token = 4 * BUFFERS_PER_CHUNK * student.vocabulary
-    chunk = min(run.completion_tokens * per_token, max(per_token, CHUNK_BYTES["cuda"]))
+    tokens = min(run.completion_tokens, tokens_per_chunk(torch.device(run.device), student.vocabulary))
+    chunk = 4 * BUFFERS_PER_CHUNK * student.vocabulary * tokens
     head = 0 if run.trained_parameters is not None else 4 * student.vocabulary * student.hidden
     casts = 0 if run.is_float32 else 2 * 2 * student.vocabulary * student.hidden  # both heads in bf16
     return chunk + 4 * student.hidden * run.completion_tokens + head + casts

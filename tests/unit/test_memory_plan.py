@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cli.main import main
+from cli.plan import plan_parser, run_of
 from lightning_modules.memory_plan import (
     GIB,
     Run,
@@ -54,18 +55,21 @@ def test_states_by_hand():
     }
     assert totals == {"zero1": 6_000_000, "zero2": 4_250_000, "zero3": 3_450_000}
     lora = replace(run, trained_parameters=10_000)
-    assert model_states(lora)[0] == {"parameters": 4_000_000, "gradient": 40_000, "optimizer": 80_000}
+    assert model_states(lora)[0] == {"parameters": 4_040_000, "gradient": 40_000, "optimizer": 80_000}
+    assert plan(replace(run, teacher=None, teacher_head=500)).parts["teacher's head"] == 2_000
 
 
 def test_activations_and_vocabulary_by_hand():
     run = Run(SMALL, SMALL, tokens=10, completion_tokens=5)
-    layer = 4 * (6 * 64 + 3 * 64 + 2 * 32 + 4 * 256)
+    layer = 4 * (6 * 64 + 2 * 64 + 2 * 32 + 4 * 256)
     assert activations(run) == 10 * 2 * layer
     assert activations(replace(run, keeps_both_passes=True)) == 2 * 10 * 2 * layer
     assert activations(replace(run, gradient_checkpointing=True)) == 10 * (2 * 4 * 64 + layer)
     assert vocabulary(run) == 5 * 6 * 4 * 4_000 + 5 * 4 * 64 + 4 * 4_000 * 64
     many = replace(run, tokens=10**6, completion_tokens=10**6)
-    assert vocabulary(many) == 5 * 2**28 + 10**6 * 4 * 64 + 4 * 4_000 * 64  # the chunk is bounded
+    rows = 5 * 2**28 // (6 * 4 * 4_000)  # the chunk is bounded
+    assert vocabulary(many) == rows * 6 * 4 * 4_000 + 10**6 * 4 * 64 + 4 * 4_000 * 64
+    assert vocabulary(many) - vocabulary(replace(many, device="cpu")) == (rows - 256) * 6 * 4 * 4_000
 
 
 @given(
@@ -114,6 +118,25 @@ def test_the_command(tiny_model_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--config", str(config), "--gpu", "H1"])
     assert "A100-80" in capsys.readouterr().err
+
+
+def test_adapters_and_a_teacher_elsewhere(tiny_model_dir, tmp_path):
+    def run(model: str) -> Run:
+        config = tmp_path / "config.yaml"
+        config.write_text(f"model: {model}\n")
+        return run_of(plan_parser().parse_args(["--config", str(config)]), 10**9)
+
+    name = f"name: {tiny_model_dir}"
+    whole = run(f"{{student: {{{name}}}}}")
+    assert (whole.trained_parameters, whole.teacher, whole.teacher_head) == (None, whole.student, 0)
+    # q, k, v, o, gate, up, down of both layers, each r x (inputs + outputs)
+    pairs = (32 + 32) + 2 * (32 + 16) + (32 + 32) + 3 * (32 + 64)
+    lora = run(f"{{student: {{{name}, lora: {{r: 4}}}}}}")
+    assert (lora.trained_parameters, lora.teacher) == (2 * 4 * pairs, None)
+    assert lora.student == whole.student
+    elsewhere = run(f"{{student: {{{name}}}, teacher: {{kind: frozen, device: cpu}}}}")
+    assert (elsewhere.teacher, elsewhere.teacher_head) == (None, whole.student.vocabulary * 32)
+    assert elsewhere.teacher_cache_tokens == 0
 
 
 def test_the_model_of_the_quickstart_is_read_without_its_weights():
