@@ -23,6 +23,7 @@ from cli.report_cells import (
     reasons_cell,
     regime_cell,
 )
+from cli.report_compute import compute_table
 from cli.report_mechanism import mechanism_table
 from cli.report_methods import Comparison, MethodResult, control_lines, values_of
 from cli.report_notes import comparison_notes
@@ -248,7 +249,12 @@ def short_table(comparison: Comparison) -> Table:
 
 def tables_of(comparison: Comparison) -> list[Table]:
     """Every table of a setting, the notes below the first."""
-    others = (difference_table(comparison), control_table(comparison), paper_table(comparison.setting))
+    others = (
+        difference_table(comparison),
+        compute_table(comparison),
+        control_table(comparison),
+        paper_table(comparison.setting),
+    )
     return [setting_table(comparison), *(table for table in others if table is not None)]
 
 
