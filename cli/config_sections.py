@@ -14,7 +14,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from datamodules.base import ContextDataModule
@@ -126,6 +126,11 @@ def section_of(config: Path, key: str) -> Any:
             raise ValueError(f"{config} is no YAML mapping.")
         section = OmegaConf.select(loaded, key)
         return OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+    except InterpolationKeyError as error:
+        raise ValueError(
+            f"{config}: {str(error).splitlines()[0]}. A file that is put over another one is read with it: make one of "
+            f"both by python -m cli fit --config THE_OTHER --config {config} --print_config > ONE.yaml."
+        ) from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{config}: {error}") from error
 

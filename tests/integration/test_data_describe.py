@@ -183,6 +183,10 @@ def test_the_documented_counts_of_the_safety_mix_are_the_real_ones() -> None:
         ("data: {class_path: GeographyDataModule, init_args: {num_trains: 4}}", "num_trains"),
         ("data: {class_path: GeographyDataModule, init_args: {seed: '${nowhere}'}}", "nowhere"),
         ("data: {class_path: GeographyDataModule, init_args: {num_val: 1}}", "num_val=1 must be an integer"),
+        (
+            "data: {class_path: GeographyDataModule, init_args: {seed: '${seed_everything}'}}",
+            "'seed_everything' not found. A file that is put over another one is read with it",
+        ),
         (None, "No such file"),
     ],
 )
