@@ -39,8 +39,8 @@ BUFFERS_PER_CHUNK = 6
 vocabulary, 5 for `symmetric`, 6 for the generalised JSD."""
 
 CHUNK_TOKENS = {"cpu": 256}
-"""Tokens of a chunk at most, by device. On a CPU more of them take memory and save no time: at V = 49,152, 1,792 tokens
-took 15.9 s in chunks of 128, 14.5 s of 256, 14.4 s of 512 and 13.5 s of 896, each a median of three in one run."""
+"""Tokens of a chunk at most, by device. On a CPU more of them take memory and save no time: 1,792 tokens at V = 49,152
+took 15.9 s in chunks of 128, 14.5 s of 256, 14.4 s of 512, 13.5 s of 896 (medians of three, beside other work)."""
 
 HEAD_ROWS_BYTES = 2**26
 """Size of the blocks in which a chunk's gradient in a low-precision head is added to the float32 sum."""

@@ -103,7 +103,7 @@ class VLLMServer:
         try:
             encoded = encode(adapter_tensors(model, self.vocab_size))
             self._call_workers("load_encoded_adapter", encoded=encoded, r=str(r), alpha=str(alpha))
-            if ADAPTER_NAME not in [model["id"] for model in self._get("/v1/models")["data"]]:
+            if ADAPTER_NAME not in [card["id"] for card in self._get("/v1/models")["data"]]:
                 # The first adapter that a server is told of gets the number under which the workers hold it already.
                 self._post("/v1/load_lora_adapter", {"lora_name": ADAPTER_NAME, "lora_path": "sent by the trainer"})
         except RuntimeError as error:
