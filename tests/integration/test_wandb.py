@@ -94,6 +94,22 @@ def test_a_run_is_one_offline_run_with_tables(logged):
     assert (logged.folder.parents[1] / "rollouts.jsonl").exists()
 
 
+def test_a_resumed_fit_goes_on_under_the_same_run(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    runs = Runs(tmp_path, tiny_config)
+    logged = (
+        "--trainer.logger", "lightning.pytorch.loggers.WandbLogger", "--trainer.logger.init_args.offline", "true",
+        "--trainer.logger.init_args.save_dir", str(tmp_path / "run"), "--removability.every_n_steps", "0",
+    )  # fmt: skip
+    for steps, resumed in (("1", ()), ("2", ("--ckpt_path", "last"))):
+        main(runs.args("fit", "run", *logged, "--trainer.max_steps", steps, *resumed))
+        wandb.finish()
+        wandb.teardown()  # as at the end of a process
+    written = sorted((tmp_path / "run").rglob("offline-run-*"))
+    assert len(written) == 2
+    assert {path.name.rsplit("-", 1)[1] for path in written} == {(tmp_path / "run/wandb_id.txt").read_text()}
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("compared")
