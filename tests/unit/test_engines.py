@@ -6,13 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lightning_modules.adapters import LoRASpec, add_adapters
+from lightning_modules.rollout import vllm_colocated
 from lightning_modules.rollout.engine import Completion, SamplingSpec
 from lightning_modules.rollout.engines import EngineSpec, make_engine
 from lightning_modules.rollout.hf import HFRolloutEngine
 from lightning_modules.rollout.sync_check import StaleWeightsError, check_gap, log_probabilities, mean_gap
 from lightning_modules.rollout.vllm import Sampled, VLLMRolloutEngine, VLLMSpec
+from lightning_modules.rollout.vllm_colocated import ColocatedVLLM
 from lightning_modules.rollout.vllm_worker import WeightReceiver, encode
-from lightning_modules.rollout.weights import weight_buckets
+from lightning_modules.rollout.weights import adapter_tensors, base_state, weight_buckets
 
 PROMPTS, ANSWERS = [[1, 2, 3], [4, 5]], [[6, 7], [8, 9, 10]]
 
@@ -98,14 +101,35 @@ def test_an_engine_whose_weights_may_be_old_does_not_sample(student):
         engine.generate(PROMPTS, SamplingSpec(3), 0)
 
 
-def test_several_trainer_processes_are_refused(student, monkeypatch):
+def test_a_block_inside_another_one_sends_nothing(student):
     """Ranks evaluate different numbers of batches, so a sync for each batch would leave some of them waiting."""
     engine, fake = faked(student)
+    with engine.current_weights():
+        for _ in range(2):
+            with engine.current_weights():
+                engine.generate(PROMPTS, SamplingSpec(3), 0)
+    assert [call for call in fake.calls if isinstance(call, str)] == ["load", "sleep"]
+
+
+def test_with_several_ranks_vllm_ends_with_its_process_only(student, monkeypatch):
+    engine, fake = faked(student)
+    with engine.current_weights():
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        engine.close()
+    assert "close" not in fake.calls
+    engine.close()
+    assert fake.calls[-1] == "close"
+
+
+def test_one_vllm_over_several_gpus_beside_other_ranks_is_refused(student, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"engine\.kind is vllm with 2 trainer processes"), engine.current_weights():
-        pass
-    assert fake.calls == []
+    monkeypatch.setattr(vllm_colocated, "_import_vllm", lambda: type("vllm", (), {"SamplingParams": None}))
+    with pytest.raises(ValueError, match=r"tensor_parallel_size is 2, with 2 trainer processes"):
+        ColocatedVLLM(student[0], VLLMSpec(tensor_parallel_size=2), 20, 4)
 
 
 def test_the_first_samples_after_each_sync_are_checked(student):
@@ -174,11 +198,25 @@ def test_buckets_hold_no_copies():
     assert sent["model.norm.weight"].data_ptr() == model.model.norm.weight.data_ptr()
 
 
-def test_adapters_are_refused():
+def test_adapters_travel_beside_the_base():
+    """The base by the names that it had without them, the factors by peft's; the head's are cut to the vocabulary."""
     model = small_model(tied=True)
-    model.model.layers[0].self_attn.q_proj.register_parameter("lora_A", torch.nn.Parameter(torch.ones(1)))
-    with pytest.raises(ValueError, match=r"LoRA adapters \(model\.layers\.0.*lora_A\).*engine\.kind hf"):
-        list(weight_buckets(model, 17))
+    before = [name for bucket in weight_buckets(model, 17) for name, _ in bucket]
+    state = base_state(model)
+    add_adapters(model, LoRASpec(r=2, target_modules=["q_proj", "lm_head"]), "small")
+    assert [name for bucket in weight_buckets(model, 17) for name, _ in bucket] == before
+    sent = dict(adapter_tensors(model, 17))
+    layers = [*(f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)), "lm_head"]
+    assert set(sent) == {f"base_model.model.{layer}.lora_{factor}.weight" for layer in layers for factor in "AB"}
+    assert sent["base_model.model.lm_head.lora_B.weight"].shape == (17, 2)
+    assert sent["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].shape == (2, 8)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(1.0)
+        assert base_state(model) == state
+        model.model.norm.weight.add_(1.0)
+    assert base_state(model) != state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

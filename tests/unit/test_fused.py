@@ -314,6 +314,8 @@ def test_fine_tuning_projects_the_student_alone_in_chunks():
 def test_the_chunk_follows_the_budget(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setitem(chunked.CHUNK_BYTES, "cuda", 2 * chunked.CHUNK_BYTES["cpu"])
+    assert tokens_per_chunk(cpu, 1_000) == chunked.CHUNK_TOKENS["cpu"]
+    monkeypatch.delitem(chunked.CHUNK_TOKENS, "cpu")
     for vocab_size in (1_000, 49_152, 151_936):
         size = tokens_per_chunk(cpu, vocab_size)
         per_token = 4 * vocab_size * chunked.BUFFERS_PER_CHUNK

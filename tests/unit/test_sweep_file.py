@@ -98,6 +98,15 @@ def test_the_command_is_the_one_that_wandb_s_agent_runs(path):
 
 def test_this_project_s_sweeps_maximise_what_an_always_wrong_model_does_not_have():
     files = {path.stem: read_sweep_file(path) for path in FILES}
-    assert files.keys() == {"consistency_coef", "warmup", "beta", "top_k", "learning_rate", "anchor", "seed"}
+    assert files.keys() == {
+        "consistency_coef",
+        "warmup",
+        "beta",
+        "top_k",
+        "learning_rate",
+        "anchor",
+        "seed",
+        "context_share",
+    }
     assert {(file.metric, file.goal) for file in files.values()} == {("removability/both_correct", "maximize")}
     assert files["learning_rate"].early_terminate == Hyperband(2, 3)
