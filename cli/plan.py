@@ -101,9 +101,7 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         student = ModelSpec(options.model)
     precision = str(value("trainer.precision", "32-true"))
     shape, kind = shape_of(student), value("model.teacher.kind", "frozen")
-    teacher = _teacher_shape(options, kind, shape)
-    if kind == "frozen" and student.lora is not None:
-        teacher = None  # the student's own base
+    teacher = _teacher_shape(options, kind, student, shape)
     is_elsewhere = teacher is not None and value("model.teacher.device", None) is not None
     consistency = value("model.consistency", "no_context_anchor")
     batch = -(-int(value("data.init_args.batch_size", 16)) * int(value("model.num_generations", 1)) // options.num_gpus)
@@ -111,6 +109,7 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     whole_step = options.context_tokens + batch * (options.prompt_tokens + completion)
     tokens = min(int(value("model.max_tokens_per_micro_batch", None) or whole_step), whole_step)
     uses_vllm = value("model.engine.kind", "hf") == "vllm" and value("model.engine.vllm.mode", "colocate") == "colocate"
+    cached = int(value("model.teacher_cache_tokens", 32_768))
     together = min(batch, int(value("model.rollout_batch_size", 64)))
     return Run(
         shape,
@@ -125,9 +124,7 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         gradient_checkpointing=bool(value("model.gradient_checkpointing", False)),
         keeps_both_passes=consistency == "symmetric",
         moving_averages=(kind == "ema") + (consistency == "ema_anchor"),
-        teacher_cache_tokens=0
-        if is_elsewhere
-        else min(int(value("model.teacher_cache_tokens", 32_768)), options.context_tokens),
+        teacher_cache_tokens=0 if is_elsewhere else min(cached, options.context_tokens),
         trained_parameters=None if student.lora is None else adapter_parameters(student),
         teacher_head=teacher.vocabulary * teacher.hidden if is_elsewhere and teacher is not None else 0,
         sampled_tokens=0 if uses_vllm else together * (options.prompt_tokens + completion),
@@ -135,14 +132,14 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     )
 
 
-def _teacher_shape(options: Namespace, kind: str, student: Shape) -> Shape | None:
-    """Sizes of a teacher that has weights of its own and does not move."""
+def _teacher_shape(options: Namespace, kind: str, student: ModelSpec, shape: Shape) -> Shape | None:
+    """Sizes of a teacher that has weights of its own and does not move; the base of adapters is the student's."""
     if kind == "model":
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(ModelSpec, "model")
         section = section_of(options.config, "model.teacher.model")
         return shape_of(parsed(parser, {"model": section}, options.config).model)
-    return None if kind in ("live", "ema") else student
+    return None if kind in ("live", "ema") or student.lora is not None else shape
 
 
 def shape_of(spec: ModelSpec) -> Shape:

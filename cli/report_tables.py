@@ -249,12 +249,8 @@ def short_table(comparison: Comparison) -> Table:
 
 def tables_of(comparison: Comparison) -> list[Table]:
     """Every table of a setting, the notes below the first."""
-    others = (
-        difference_table(comparison),
-        compute_table(comparison),
-        control_table(comparison),
-        paper_table(comparison.setting),
-    )
+    others = [make(comparison) for make in (difference_table, compute_table, control_table)]
+    others.append(paper_table(comparison.setting))
     return [setting_table(comparison), *(table for table in others if table is not None)]
 
 

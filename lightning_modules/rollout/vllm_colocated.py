@@ -52,35 +52,11 @@ class ColocatedVLLM:
             from vllm.lora.request import LoRARequest
 
             self._adapter = LoRARequest(ADAPTER_NAME, ADAPTER_ID, "sent by the trainer")
-        kv_cache_gib = CPU_KV_CACHE_GIB if self.on_cpu and spec.kv_cache_gib is None else spec.kv_cache_gib
-        if spec.tensor_parallel_size > 1 and num_ranks() > 1:
-            raise ValueError(
-                f"engine.vllm.tensor_parallel_size is {spec.tensor_parallel_size}, with {num_ranks()} trainer "
-                "processes: each has a vLLM on its own GPU. Set it to 1, or use a server (engine.vllm.mode)."
-            )
-        for_adapters = _room_for_adapters(model) if self.has_adapters else {}
+        options = _options(model, spec, max_num_seqs, can_sleep=self.can_sleep)
         with tempfile.TemporaryDirectory() as folder:
             _config_for_vllm(model, vocab_size).save_pretrained(folder)
             with _start_explained(spec, max_num_seqs), _named_rank():
-                self.llm = vllm.LLM(
-                    folder,
-                    skip_tokenizer_init=True,
-                    load_format="dummy",  # random; the student's weights follow at once
-                    worker_extension_cls=QUALIFIED_NAME,
-                    generation_config="vllm",
-                    dtype=str(engine_dtype(spec, model)).removeprefix("torch."),
-                    max_model_len=spec.max_model_len,
-                    max_num_seqs=max_num_seqs,
-                    tensor_parallel_size=spec.tensor_parallel_size,
-                    gpu_memory_utilization=spec.gpu_memory_utilization,
-                    kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
-                    enforce_eager=self.on_cpu if spec.enforce_eager is None else spec.enforce_eager,
-                    enable_prefix_caching=True,
-                    enable_sleep_mode=self.can_sleep,
-                    # With several ranks, in the trainer's process group and on this rank's device.
-                    distributed_executor_backend="external_launcher" if num_ranks() > 1 else None,
-                    **for_adapters,
-                )
+                self.llm = vllm.LLM(folder, **options)
         self._asleep = False
 
     def sample(
@@ -141,6 +117,35 @@ class ColocatedVLLM:
     def close(self) -> None:
         """See `Backend.close`; vLLM's process group ends with it."""
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def _options(model: PreTrainedModel, spec: VLLMSpec, max_num_seqs: int, *, can_sleep: bool) -> dict[str, Any]:
+    """What vLLM is started with, beside the folder of the config."""
+    if spec.tensor_parallel_size > 1 and num_ranks() > 1:
+        raise ValueError(
+            f"engine.vllm.tensor_parallel_size is {spec.tensor_parallel_size}, with {num_ranks()} trainer "
+            "processes: each has a vLLM on its own GPU. Set it to 1, or use a server (engine.vllm.mode)."
+        )
+    on_cpu = model.device.type == "cpu"
+    kv_cache_gib = CPU_KV_CACHE_GIB if on_cpu and spec.kv_cache_gib is None else spec.kv_cache_gib
+    return {
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",  # random; the student's weights follow at once
+        "worker_extension_cls": QUALIFIED_NAME,
+        "generation_config": "vllm",
+        "dtype": str(engine_dtype(spec, model)).removeprefix("torch."),
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "gpu_memory_utilization": spec.gpu_memory_utilization,
+        "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+        "enforce_eager": on_cpu if spec.enforce_eager is None else spec.enforce_eager,
+        "enable_prefix_caching": True,
+        "enable_sleep_mode": can_sleep,
+        # With several ranks, in the trainer's process group and on this rank's device.
+        "distributed_executor_backend": "external_launcher" if num_ranks() > 1 else None,
+        **(_room_for_adapters(model) if has_adapters(model) else {}),
+    }
 
 
 @contextmanager

@@ -80,14 +80,19 @@ class TwoRanks:
         assert codes == [0, 0], "".join(log.read_text()[-3000:] for log in logs)
 
 
+def validated_run(root: Path, model: Path, name: str) -> Runs:
+    """Runs of one process under `root`; the first is made, and evaluated once more from its checkpoint."""
+    (root / "tiny.yaml").write_text(CONFIG.format(model=model))
+    runs = Runs(root, root / "tiny.yaml")
+    runs.fit(name, *SETTINGS)
+    main(runs.args("validate", name, *SETTINGS, "--ckpt_path", "last"))
+    return runs
+
+
 @pytest.fixture(scope="module")
 def one_process(tiny_model_dir, tmp_path_factory) -> Runs:
     """The same settings in this process: "sgd", and "adam" with a schedule."""
-    root = tmp_path_factory.mktemp("one")
-    (root / "tiny.yaml").write_text(CONFIG.format(model=tiny_model_dir))
-    runs = Runs(root, root / "tiny.yaml")
-    runs.fit("sgd", *SETTINGS)
-    main(runs.args("validate", "sgd", *SETTINGS, "--ckpt_path", "last"))
+    runs = validated_run(tmp_path_factory.mktemp("one"), tiny_model_dir, "sgd")
     runs.fit("adam", *SETTINGS, *ADAM)
     runs.fit("lora", *SETTINGS, *LORA)
     return runs

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from callbacks.removability_files import read_records
-from cli.main import main
-from tests.engines.test_deepspeed import EXACT, SETTINGS, TwoRanks
-from tests.integration.conftest import CONFIG, Runs
+from tests.engines.test_deepspeed import EXACT, SETTINGS, TwoRanks, validated_run
+from tests.integration.conftest import Runs
 
 pytest.importorskip("vllm", reason="vllm is not installed: make test-engines installs it")
 
@@ -17,11 +16,7 @@ LORA = ("--model.student.lora.r", "4")
 
 @pytest.fixture(scope="module")
 def one_process(vllm_model_dir, tmp_path_factory):
-    root = tmp_path_factory.mktemp("one")
-    (root / "tiny.yaml").write_text(CONFIG.format(model=vllm_model_dir))
-    runs = Runs(root, root / "tiny.yaml")
-    runs.fit("full", *SETTINGS)
-    main(runs.args("validate", "full", *SETTINGS, "--ckpt_path", "last"))
+    runs = validated_run(tmp_path_factory.mktemp("one"), vllm_model_dir, "full")
     runs.fit("lora", *SETTINGS, *LORA)
     return runs
 
