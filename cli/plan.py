@@ -102,7 +102,9 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     precision = str(value("trainer.precision", "32-true"))
     shape, kind = shape_of(student), value("model.teacher.kind", "frozen")
     teacher = _teacher_shape(options, kind, student, shape)
-    is_elsewhere = teacher is not None and value("model.teacher.device", None) is not None
+    is_elsewhere = teacher is not None and any(
+        value(f"model.teacher.{key}", None) is not None for key in ("device", "server_url")
+    )
     consistency = value("model.consistency", "no_context_anchor")
     batch = -(-int(value("data.init_args.batch_size", 16)) * int(value("model.num_generations", 1)) // options.num_gpus)
     completion = int(value("model.sampling.max_completion_length", 512))

@@ -200,9 +200,8 @@ class ContextDistillation(L.LightningModule):
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable()
         self.student: PreTrainedModel = student
-        models = [student, self.teacher.network(student)]
         longest = max(self.sampling.max_completion_length, self.evaluation.max_completion_length)
-        positions = min(model.config.get_text_config().max_position_embeddings for model in models)
+        positions = min(student.config.get_text_config().max_position_embeddings, self.teacher.max_length(student))
         positions = min(positions, self.engine_spec.vllm.max_model_len or positions)
         self.renderer = ViewRenderer(self.tokenizer, self.view_spec, positions, longest)
         self.engine = make_engine(self.engine_spec, student, self.tokenizer, self.rollout_batch_size)
@@ -285,8 +284,8 @@ class ContextDistillation(L.LightningModule):
     def _play(self, examples: Sequence[Example], seed: int, views: Sequence[View]) -> list[Episode]:
         """Answer the questions, and play the games that the trainer's DataModule opens."""
         environments = [self._open_game(example) for example in examples]
-        engine, teacher = self.rollout_engine, self.teacher.network(self.student)
-        sampler = teacher if self.rollout_spec.sampler == "teacher" else self.student
+        engine, from_teacher = self.rollout_engine, self.rollout_spec.sampler == "teacher"
+        sampler = self.teacher.network(self.student) if from_teacher else self.student
         with whole_weights(self.trainer.strategy, sampler), engine.current_weights():
             return play_episodes(examples, environments, self.renderer, engine, self.sampling, seed, views)
 

@@ -78,7 +78,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         ValueError: if it has no end-of-sequence token.
     """
     place = model_location(spec)
-    with _LoadErrors(spec, "tokenizer"):
+    with LoadErrors(spec, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             place, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **_gguf(spec)
         )
@@ -100,7 +100,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     """
     place = model_location(spec)
     attention = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
-    with _LoadErrors(spec, "model"):
+    with LoadErrors(spec, "model"):
         model = AutoModelForCausalLM.from_pretrained(
             place,
             revision=spec.revision,
@@ -119,7 +119,7 @@ def _gguf(spec: ModelSpec) -> dict[str, str]:
     return {} if spec.gguf_file is None else {"gguf_file": spec.gguf_file}
 
 
-class _LoadErrors:
+class LoadErrors:
     """Adds to transformers' loading errors which field is at fault and what to do."""
 
     def __init__(self, spec: ModelSpec, what: str) -> None:

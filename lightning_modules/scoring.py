@@ -72,8 +72,8 @@ class ViewScorer:
             ema_anchor: the moving average, for ``anchor="ema"``.
         """
         self.student, self.teacher = student, teacher
-        models = [student, *([] if teacher is None else [teacher.network(student)])]
-        columns = [model.config.get_text_config().vocab_size for model in models]
+        configs = [student.config, *([] if teacher is None else [teacher.config(student)])]
+        columns = [config.get_text_config().vocab_size for config in configs]
         self.vocab_size, self.pad_id = min(vocab_size, *columns), pad_id
         self.share_contexts = share_contexts and _all_share(student, teacher, ema_anchor)
         self.anchor, self.ema_anchor = anchor, ema_anchor
@@ -109,7 +109,8 @@ class ViewScorer:
 
     def prepare_teacher(self, rollouts: Sequence[Rollout], plan: Sequence[Sequence[int]]) -> None:
         """Before a step's first micro-batch: see `packing.PrefixCache.prepare`."""
-        if self.teacher is not None and not self.teacher.moves and self.share_contexts:
+        if self._caches_contexts and self.share_contexts:
+            assert self.teacher is not None
             prefixes = (_shared_prefix([rollouts[i] for i in members]) for members in plan)
             self._teacher_prefixes.prepare(self.teacher.network(self.student), prefixes)
 
@@ -223,11 +224,18 @@ class ViewScorer:
     def teacher_states(self, view: ViewBatch) -> Tensor:
         """The teacher's hidden states at the completion's tokens, (T, H), on the student's device."""
         assert self.teacher is not None
+        if self.teacher.served is not None:
+            return self.teacher.served.completion_hidden_states(view).to(self.student.device)
         model = self.teacher.network(self.student)
         placed = view.to(model.device)
         with eval_mode(model):  # a live teacher is the student, in train mode and perhaps with dropout
-            known = None if self.teacher.moves else self._teacher_prefixes.get(model, placed.prefix_ids)
+            known = self._teacher_prefixes.get(model, placed.prefix_ids) if self._caches_contexts else None
             return completion_hidden_states(model, placed, known).to(self.student.device)
+
+    @property
+    def _caches_contexts(self) -> bool:
+        """Whether the teacher's contexts are computed once: it does not move, and runs here."""
+        return self.teacher is not None and not self.teacher.moves and self.teacher.served is None
 
     def _teacher_projection(self, hidden_TH: Tensor) -> Projection:
         assert self.teacher is not None
@@ -260,7 +268,7 @@ def _shared_prefix(rollouts: Sequence[Rollout]) -> tuple[int, ...]:
 
 def _all_share(student: PreTrainedModel, teacher: Teacher | None, ema_anchor: PreTrainedModel | None) -> bool:
     """Whether all models can run a shared context once; warns, once, of one that can't."""
-    models = [student, *([] if teacher is None else [teacher.network(student)])]
+    models = [student, *([] if teacher is None or teacher.served is not None else [teacher.network(student)])]
     models += [] if ema_anchor is None else [ema_anchor]
     for model in models:
         reason = obstacle(model)

@@ -8,8 +8,9 @@ ema     a moving average of the student, updated after every optimizer step. Wit
         each by itself (their product is then not the average of the products), beside the student's own base.
 live    the student itself, adapters included, with the context and without gradient.
 
-A teacher too large to stand beside the student may have its layers on another device (`TeacherSpec.device`). What comes
-back are its hidden states, (T, H) a micro-batch; its head stays beside the student, where the objective is computed.
+A teacher too large to stand beside the student may have its layers on another device (`TeacherSpec.device`), or on a
+vLLM server (`TeacherSpec.server_url`). What comes back are its hidden states, (T, H) a micro-batch; its head stays
+beside the student, where the objective is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_modules.models import (
     ModelSpec,
@@ -32,6 +33,7 @@ from lightning_modules.models import (
     load_model,
     load_tokenizer,
 )
+from lightning_modules.served_teacher import ServedTeacher
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class TeacherSpec:
     device: str | None = None
     """Where the layers of a ``frozen`` teacher or another ``model`` are, such as cuda:1 or cpu; None: beside the
     student. With several ranks on a node, rank r takes the r-th GPU from there on."""
+    server_url: str | None = None
+    """Address of a vLLM server that you started and that runs the layers of another ``model``, such as
+    http://localhost:8001 (`served_teacher`); None: they run here."""
 
     def __post_init__(self) -> None:
         """Check that the fields fit together.
@@ -72,6 +77,11 @@ class TeacherSpec:
                 raise ValueError(
                     f"teacher.device is {self.device!r}, which names no device: cpu, cuda:1, ..."
                 ) from error
+        if self.server_url is not None and (self.kind != "model" or self.device is not None):
+            raise ValueError(
+                f"teacher.server_url is {self.server_url!r}: that is for kind 'model' (here {self.kind!r}) and without "
+                f"teacher.device (here {self.device!r})."
+            )
         if self.model is not None and self.model.lora is not None:
             raise ValueError(
                 "teacher.model.lora is set; a teacher is not trained. For one that was trained with adapters name a "
@@ -101,10 +111,12 @@ class Teacher(nn.Module):
 
         Raises:
             ValueError: if another model's tokenizer is not the student's, or its device is not there.
+            ConnectionError: if no server answers at its address.
         """
         super().__init__()
         self.spec = spec
         self.model: PreTrainedModel | None = None
+        self.served: ServedTeacher | None = None
         if spec.kind == "frozen":
             self.model = frozen_copy(student) if load_again is None else freeze(load_again())
         elif spec.kind == "ema":
@@ -113,11 +125,14 @@ class Teacher(nn.Module):
         elif spec.kind == "model":
             assert spec.model is not None
             check_same_tokenizer(tokenizer, load_tokenizer(spec.model), spec.model.name)
-            other = load_model(spec.model)
-            check_plain_head(other, spec.model.name)
-            self.model = freeze(other)
+            if spec.server_url is not None:
+                self.served = ServedTeacher(spec.server_url, spec.model)
+            else:
+                other = load_model(spec.model)
+                check_plain_head(other, spec.model.name)
+                self.model = freeze(other)
         self._elsewhere: tuple[PreTrainedModel] | None = None  # in a tuple: no submodule, so that no trainer moves it
-        self._head: nn.Module | None = None
+        self._head: nn.Module | None = None if self.served is None else self.served.head
         if spec.device is not None:
             assert self.model is not None
             self._head = copy.deepcopy(self.model.get_output_embeddings())
@@ -139,8 +154,26 @@ class Teacher(nn.Module):
         """Stay in eval mode whatever the trainer asks: a teacher has no dropout."""
         return super().train(False)
 
+    def config(self, student: PreTrainedModel) -> PreTrainedConfig:
+        """Of the model that scores, wherever it runs."""
+        return self.network(student).config if self.served is None else self.served.config
+
+    def max_length(self, student: PreTrainedModel) -> int:
+        """Tokens of the longest sequence that it can read."""
+        positions: int = self.config(student).get_text_config().max_position_embeddings
+        return positions if self.served is None else min(positions, self.served.max_model_len)
+
     def network(self, student: PreTrainedModel) -> PreTrainedModel:
-        """The model that scores; call it without gradient."""
+        """The model that scores; call it without gradient.
+
+        Raises:
+            ValueError: if its layers are on a server.
+        """
+        if self.served is not None:
+            raise ValueError(
+                "teacher.server_url is set: such a teacher gives hidden states for a given text and does not sample. "
+                "Leave rollouts.sampler at 'student', or let the teacher run here."
+            )
         if self._elsewhere is not None:
             return self._elsewhere[0]
         return student if self.model is None else self.model

@@ -21,9 +21,6 @@ larger than they are. The development endpoints carry no password: keep the port
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -35,9 +32,7 @@ from lightning_modules.rollout.engine import SamplingSpec
 from lightning_modules.rollout.vllm import Sampled
 from lightning_modules.rollout.vllm_worker import ADAPTER_NAME, QUALIFIED_NAME, encode
 from lightning_modules.rollout.weights import adapter_tensors, base_state, weight_buckets
-
-CONNECT_TIMEOUT_S = 10.0
-REQUEST_TIMEOUT_S = 1800.0
+from lightning_modules.vllm_http import VLLMClient
 
 
 class VLLMServer:
@@ -55,10 +50,11 @@ class VLLMServer:
         Raises:
             ConnectionError: if no vLLM server answers there.
         """
-        self.url = url.rstrip("/")
+        self._client = VLLMClient(url, "engine.vllm.server_url")
+        self.url = self._client.url
         self.vocab_size, self.num_connections = vocab_size, num_connections
         self.has_adapters = has_adapters
-        self.model_name = self._get("/v1/models")["data"][0]["id"]
+        self.model_name = self._client.get("/v1/models")["data"][0]["id"]
 
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSpec, seeds: Sequence[int], end_ids: Sequence[int]
@@ -79,7 +75,7 @@ class VLLMServer:
         }
         bodies = [{**shared, "prompt": list(prompt), "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
         with ThreadPoolExecutor(self.num_connections) as pool:
-            answers = list(pool.map(lambda body: self._post("/v1/completions", body), bodies))
+            answers = list(pool.map(lambda body: self._client.post("/v1/completions", body), bodies))
         return [_sampled(answer["choices"][0]) for answer in answers]
 
     def load(self, model: PreTrainedModel) -> None:
@@ -96,16 +92,17 @@ class VLLMServer:
             self._call_workers("finish_new_weights", base=base)
         if self.has_adapters:
             self._load_adapter(model)
-        self._post("/reset_prefix_cache", {})
+        self._client.post("/reset_prefix_cache", {})
 
     def _load_adapter(self, model: PreTrainedModel) -> None:
         r, alpha = rank_and_alpha(model)
         try:
             encoded = encode(adapter_tensors(model, self.vocab_size))
             self._call_workers("load_encoded_adapter", encoded=encoded, r=str(r), alpha=str(alpha))
-            if ADAPTER_NAME not in [card["id"] for card in self._get("/v1/models")["data"]]:
+            if ADAPTER_NAME not in [card["id"] for card in self._client.get("/v1/models")["data"]]:
                 # The first adapter that a server is told of gets the number under which the workers hold it already.
-                self._post("/v1/load_lora_adapter", {"lora_name": ADAPTER_NAME, "lora_path": "sent by the trainer"})
+                adapter = {"lora_name": ADAPTER_NAME, "lora_path": "sent by the trainer"}
+                self._client.post("/v1/load_lora_adapter", adapter)
         except RuntimeError as error:
             raise RuntimeError(
                 f"The vLLM server at {self.url} takes no adapters ({error}). model.student.lora needs a server that "
@@ -130,7 +127,7 @@ class VLLMServer:
 
     def _call_workers(self, method: str, **arguments: str) -> list[str]:
         try:
-            answer = self._post("/collective_rpc", {"method": method, "kwargs": arguments})
+            answer = self._client.post("/collective_rpc", {"method": method, "kwargs": arguments})
         except RuntimeError as error:
             raise RuntimeError(
                 f"The vLLM server at {self.url} takes no weights ({error}). Training needs a server that was started "
@@ -139,28 +136,6 @@ class VLLMServer:
                 "student."
             ) from error
         return cast(list[str], answer["results"])
-
-    def _get(self, path: str) -> Any:
-        return self._open(urllib.request.Request(self.url + path), CONNECT_TIMEOUT_S)
-
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        data = json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        return self._open(urllib.request.Request(self.url + path, data, headers), REQUEST_TIMEOUT_S)
-
-    def _open(self, request: urllib.request.Request, timeout_s: float) -> Any:
-        try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
-                content, kind = response.read(), response.headers.get_content_type()
-        except urllib.error.HTTPError as error:
-            reason = error.read().decode(errors="replace")[:500]
-            raise RuntimeError(f"{request.selector} answered {error.code}: {reason}") from error
-        except OSError as error:
-            raise ConnectionError(
-                f"No vLLM server answers at {self.url} (engine.vllm.server_url): {error}. Start it first "
-                "(docs/engines.md); a run that lost its server continues with --ckpt_path last."
-            ) from error
-        return json.loads(content) if kind == "application/json" else None
 
 
 def _sampled(choice: dict[str, Any]) -> Sampled:
