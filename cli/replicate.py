@@ -66,7 +66,7 @@ def read_study(path: Path) -> list[StudyRun]:
         ValueError: naming the key that is missing, unknown, or of the wrong kind.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"No study {path}; this project's is configs/replication.yaml.")
+        raise FileNotFoundError(f"No study {path}; this project's is configs/replication/study.yaml.")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.keys() != {"fit", "settings", "methods", "runs"}:
         raise ValueError(f"{path}: a study has the keys fit, settings, methods and runs, and no others.")
@@ -194,7 +194,7 @@ def replicate_cli(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m cli replicate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="such as configs/replication.yaml")
+    parser.add_argument("file", type=Path, help="such as configs/replication/study.yaml")
     parser.add_argument("--kept", type=Path, default=Path("docs/replication/runs"))
     parser.add_argument("--work", type=Path, default=Path("runs/replication"))
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")

@@ -86,6 +86,10 @@ class ServedTeacher:
                 f"The vLLM server at {self._client.url} gives no hidden states ({error}). Start it with --runner "
                 'pooling --convert embed --pooler-config \'{"task": "token_embed"}\' (docs/scale.md).'
             ) from error
+        if not isinstance(content, bytes):
+            raise RuntimeError(
+                f"The vLLM server at {self._client.url} answers without hidden states in bytes; vLLM 0.32 does."
+            )
         states = torch.frombuffer(bytearray(content), dtype=self.dtype)
         num_tokens, hidden = sum(map(len, sequences)), self.config.get_text_config().hidden_size
         if states.numel() != num_tokens * hidden:

@@ -18,7 +18,7 @@ Two calls per micro-batch, one for each term of the loss (arXiv:2606.11627):
     consistency_term(...)       sum_t weight_t consistency_t,    gradient to q_c only (`symmetric`: to both)
 
 The second call needs nothing of the first one's graph (but for `symmetric`), so that its backward pass may be over
-before the student reads the context: see `objective_gradient`. The price is that q_x is projected once more over the
+before the student reads the context: see `step_gradient`. The price is that q_x is projected once more over the
 full vocabulary; over a truncated support its few columns are kept. The weights of `adaptive_anchor` are made of
 KL(q_x || f) over whole examples; the first call has it, so the second one knows them before it forms a gradient.
 """
