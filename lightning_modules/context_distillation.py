@@ -252,10 +252,11 @@ class ContextDistillation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Render every item's first prompts: one that does not fit stops the run before anything is sampled."""
-        if self.trainer.precision == "16-mixed":
+        if self.trainer.precision in ("16-mixed", "16-true", "bf16-true"):
             raise ValueError(
-                "trainer.precision is 16-mixed, whose scaled gradients this module would clip wrongly; use bf16-mixed, "
-                "bf16-true or 32-true."
+                f"trainer.precision is {self.trainer.precision}. 16-mixed scales gradients, which this module would "
+                "clip wrongly; the two others also cast moving averages, adapters and positions. Use bf16-mixed or "
+                "32-true; model.student.dtype bfloat16 holds the student itself in bfloat16."
             )
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "examples"):

@@ -104,7 +104,7 @@ def _config_of(spec: ModelSpec) -> PreTrainedConfig:
     if spec.gguf_file is not None:
         raise ValueError(
             "teacher.server_url is set and teacher.model.gguf_file too: a head alone is read from safetensors only. "
-            "Save the model de-quantised (python -m cli export) and name that folder."
+            "Name the folder or hub name of the same model in safetensors."
         )
     with LoadErrors(spec, "config"):
         config = AutoConfig.from_pretrained(
@@ -134,17 +134,11 @@ def _head_of(spec: ModelSpec, config: PreTrainedConfig) -> nn.Linear:
 def _file_with(tensor: str, spec: ModelSpec) -> Path:
     """The safetensors file that has a tensor; of a model in many files on the hub only that one is fetched."""
 
-    def fetch(name: str) -> Path | None:
-        path = cached_file(
-            model_location(spec), name, revision=spec.revision, _raise_exceptions_for_missing_entries=False
-        )
-        return None if path is None else Path(path)
+    def fetch(name: str) -> Path:
+        return Path(str(cached_file(model_location(spec), name, revision=spec.revision)))
 
-    index = fetch(SAFE_WEIGHTS_INDEX_NAME)
-    name = SAFE_WEIGHTS_NAME
-    if index is not None:
-        name = json.loads(index.read_text(encoding="utf-8"))["weight_map"].get(tensor, name)
-    path = fetch(name)
-    if path is None:
-        raise OSError(f"there is no file {name}")
-    return path
+    try:
+        index = json.loads(fetch(SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+    except OSError:  # a model in one file has no index; whatever else is wrong, the next line meets it again
+        return fetch(SAFE_WEIGHTS_NAME)
+    return fetch(index["weight_map"].get(tensor, SAFE_WEIGHTS_NAME))

@@ -122,15 +122,12 @@ class Teacher(nn.Module):
         elif spec.kind == "ema":
             # float32 whatever the student's type: in bf16 a small update_rate would be rounded away.
             self.model = frozen_copy(student, torch.float32)
-        elif spec.kind == "model":
-            assert spec.model is not None
+        elif spec.model is not None:
             check_same_tokenizer(tokenizer, load_tokenizer(spec.model), spec.model.name)
             if spec.server_url is not None:
                 self.served = ServedTeacher(spec.server_url, spec.model)
             else:
-                other = load_model(spec.model)
-                check_plain_head(other, spec.model.name)
-                self.model = freeze(other)
+                self.model = _other_model(spec.model)
         self._elsewhere: tuple[PreTrainedModel] | None = None  # in a tuple: no submodule, so that no trainer moves it
         self._head: nn.Module | None = None if self.served is None else self.served.head
         if spec.device is not None:
@@ -187,6 +184,12 @@ class Teacher(nn.Module):
         if self.spec.kind == "ema":
             assert self.model is not None
             update_average(self.model, student, self.spec.update_rate)
+
+
+def _other_model(spec: ModelSpec) -> PreTrainedModel:
+    model = load_model(spec)
+    check_plain_head(model, spec.name)
+    return freeze(model)
 
 
 def _moved(model: PreTrainedModel, name: str, local_rank: int) -> PreTrainedModel:

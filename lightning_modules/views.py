@@ -32,6 +32,9 @@ ContextSlot = Literal["system", "leading_turns", "user"]
 
 View = Literal["no_context", "with_context"]
 
+CUT_AWAY = "the system message that is cut away"
+"""A text that no prompt has, rendered as a system turn to find where that turn ends."""
+
 
 @dataclass(frozen=True)
 class ViewSpec:
@@ -225,14 +228,15 @@ class ViewRenderer:
 
     def _without_system_turn(self, messages: list[Message]) -> str:
         """Render with an explicit system turn and cut exactly that turn away, so that no default can appear."""
-        system: Message = {"role": "system", "content": "-"}
+        system: Message = {"role": "system", "content": CUT_AWAY}
         try:
             turn = self._chat([system], add_generation_prompt=False)
             full = self._chat([system, *messages])
         except TemplateError:
             # A template without system turns (Gemma) has no default to cut either.
             return self._chat(messages)
-        if not full.startswith(turn):
+        # Some templates put the system message into the user's turn, and render a lone one as nothing at all.
+        if not full.startswith(turn) or CUT_AWAY in full[len(turn) :]:
             raise ValueError(
                 "The chat template does not render a system message as a turn of its own, so 'omit' can't cut it away; "
                 "set views.system_message to 'template' or to a text."

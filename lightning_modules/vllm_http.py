@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -23,6 +24,9 @@ class VLLMClient:
             setting: what names it in a config, for errors.
         """
         self.url, self.setting = url.rstrip("/"), setting
+        # A proxy of the cluster can't reach this machine by the name that the machine has for itself.
+        is_here = urllib.parse.urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_here else []))
 
     def get(self, path: str) -> Any:
         """What the server answers to a short question, from JSON; see `post` for errors."""
@@ -45,7 +49,7 @@ class VLLMClient:
 
     def _open(self, request: urllib.request.Request, timeout_s: float) -> tuple[bytes, str]:
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            with self._opener.open(request, timeout=timeout_s) as response:
                 return response.read(), response.headers.get_content_type()
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")[:500]

@@ -14,8 +14,8 @@ sent once. The first completions afterwards are checked against the trainer (`sy
 
 Every request has a seed of its own, made of the call's seed and its position, so that a completion does not depend on
 how vLLM batches. The same seed draws other samples than with transformers. On a CPU the model runs eagerly: compiling
-takes minutes. This file and the others of its name are all that knows vLLM; the package is imported when the engine
-starts.
+takes minutes. This file and the others of its name are all that samples with vLLM (`served_teacher` scores with one);
+the package is imported when the engine starts.
 """
 
 from __future__ import annotations

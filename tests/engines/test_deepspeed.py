@@ -134,10 +134,12 @@ def offload(strategy: str) -> tuple[str, ...]:
     }.get(strategy, ())
 
 
-def close(ours: list[dict[str, str]], theirs: list[dict[str, str]], names: tuple[str, ...] = EXACT) -> None:
+def close(
+    ours: list[dict[str, str]], theirs: list[dict[str, str]], names: tuple[str, ...] = EXACT, rel: float = 2e-5
+) -> None:
     assert len(ours) == len(theirs) == 3
     for name in names:
-        assert [float(row[name]) for row in ours] == pytest.approx([float(row[name]) for row in theirs], rel=2e-5), name
+        assert [float(row[name]) for row in ours] == pytest.approx([float(row[name]) for row in theirs], rel=rel), name
 
 
 def filled(run: Path) -> list[dict[str, str]]:

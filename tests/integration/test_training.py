@@ -194,6 +194,12 @@ def test_bf16_trains(runs):
     assert all(tensor.dtype == torch.float32 for tensor in runs.weights(run, 2).values())
 
 
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])  # Lightning makes no 16-mixed on a CPU
+def test_precisions_that_would_train_wrongly_are_refused(runs, precision):
+    with pytest.raises(ValueError, match=rf"trainer\.precision is {precision}.*Use bf16-mixed or 32-true"):
+        runs.fit("run", "--trainer.precision", precision)
+
+
 def test_a_loss_that_is_not_a_number_stops_before_the_weights_change(runs, monkeypatch):
     from lightning_modules import step_gradient
     from lightning_modules.context_distillation import NonFiniteLossError

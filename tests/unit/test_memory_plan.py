@@ -134,9 +134,11 @@ def test_adapters_and_a_teacher_elsewhere(tiny_model_dir, tmp_path):
     lora = run(f"{{student: {{{name}, lora: {{r: 4}}}}}}")
     assert (lora.trained_parameters, lora.teacher) == (2 * 4 * pairs, None)
     assert lora.student == whole.student
-    elsewhere = run(f"{{student: {{{name}}}, teacher: {{kind: frozen, device: cpu}}}}")
-    assert (elsewhere.teacher, elsewhere.teacher_head) == (None, whole.student.vocabulary * 32)
-    assert elsewhere.teacher_cache_tokens == 0
+    served = f"kind: model, model: {{{name}}}, server_url: 'http://localhost:1'"
+    for teacher in ("kind: frozen, device: cpu", served):
+        elsewhere = run(f"{{student: {{{name}}}, teacher: {{{teacher}}}}}")
+        assert (elsewhere.teacher, elsewhere.teacher_head) == (None, whole.student.vocabulary * 32)
+        assert elsewhere.teacher_cache_tokens == 0
 
 
 def test_the_model_of_the_quickstart_is_read_without_its_weights():

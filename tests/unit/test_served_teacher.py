@@ -39,7 +39,7 @@ def test_the_head_is_the_models_own(tied, shard_size, tmp_path):
 
 def test_a_head_that_is_not_there(tiny_model_dir, tmp_path):
     AutoModelForCausalLM.from_pretrained(tiny_model_dir).config.save_pretrained(tmp_path)
-    with pytest.raises(OSError, match=r"head of model .*there is no file model\.safetensors"):
+    with pytest.raises(OSError, match=r"head of model .*model\.safetensors"):
         head_of(tmp_path)
 
 
@@ -110,6 +110,19 @@ def test_a_server_of_another_width(server, tiny_model_dir, monkeypatch):
 def test_states_that_are_scaled(server, tiny_model_dir, monkeypatch):
     monkeypatch.setattr(Answers, "content", torch.nn.functional.normalize(torch.ones(3, 32)).numpy().tobytes())
     with pytest.raises(RuntimeError, match="length 1"):
+        ServedTeacher(server, ModelSpec(str(tiny_model_dir)))
+
+
+def test_a_clusters_proxy_is_not_asked_for_this_machine(server, tiny_model_dir, monkeypatch):
+    monkeypatch.setenv("http_proxy", NOBODY)
+    monkeypatch.setattr(Answers, "content", bytes(3 * 32 * 4))
+    assert ServedTeacher(server, ModelSpec(str(tiny_model_dir))).name == "other"
+
+
+def test_an_answer_of_another_kind(server, tiny_model_dir, monkeypatch):
+    monkeypatch.setattr(Answers, "content", b'{"data": []}')
+    monkeypatch.setattr(Answers, "kind", "application/json")
+    with pytest.raises(RuntimeError, match="without hidden states in bytes"):
         ServedTeacher(server, ModelSpec(str(tiny_model_dir)))
 
 

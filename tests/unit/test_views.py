@@ -168,6 +168,20 @@ def test_a_template_like_llama_3s_keeps_its_bos_and_loses_its_date(tiny_model_di
     assert pair.with_context_text.count("<|begin|>") == 1
 
 
+def test_a_template_that_puts_the_system_message_into_the_users_turn_is_refused(tiny_model_dir):
+    """Gemma 3 and Mistral do so; what stands for the system message must not stay in the view without context."""
+    merged = (
+        "{{ '<s>' }}{% set head = '' %}{% if messages[0]['role'] == 'system' %}"
+        "{% set head = messages[0]['content'] + '\\n\\n' %}{% set messages = messages[1:] %}{% endif %}"
+        "{% for m in messages %}[INST] {{ head if loop.first else '' }}{{ m['content'] }}[/INST]{% endfor %}"
+    )
+    tokenizer = with_template(tiny_model_dir, merged)
+    with pytest.raises(ValueError, match=r"does not render a system message as a turn of its own"):
+        renderer(tokenizer).render(example())
+    text = tokenizer.decode(renderer(tokenizer, system_message="template").render(example()).no_context_ids)
+    assert text == "<s>[INST] Which continent is Paris, France in?[/INST]"
+
+
 def test_a_template_without_system_turns(tiny_model_dir):
     tokenizer = with_template(tiny_model_dir, GEMMA)
     pair = renderer(tokenizer, context_slot="user").render(example("Answer briefly."))
