@@ -90,6 +90,8 @@ class ContextDistillation(L.LightningModule):
         beta: divergence of the term ``kl``: 1 is reverse KL(q_x || f), 0 forward KL, between them JSD.
         support: vocabulary support of all divergences; default: the full vocabulary.
         loss_temperature: divides the logits of every view in the loss.
+        importance_weight_cap: largest importance weight of a token, for rollouts of an engine whose log-probabilities
+            differ from the trainer's (`objective.importance`); None: none are computed.
         overlap_top_k: likeliest tokens whose overlap with the teacher, and between the views, is logged; 0: none.
         objective_implementation: ``fused`` never holds the vocabulary for all tokens; ``reference`` is plain autograd.
         num_generations: rollouts per prompt and step.
@@ -127,6 +129,7 @@ class ContextDistillation(L.LightningModule):
         beta: float = 1.0,
         support: Support = Support(),
         loss_temperature: float = 1.0,
+        importance_weight_cap: float | None = None,
         overlap_top_k: int = 0,
         objective_implementation: Implementation = "fused",
         num_generations: int = 1,
@@ -145,9 +148,16 @@ class ContextDistillation(L.LightningModule):
         _check_at_least(0, teacher_cache_tokens=teacher_cache_tokens)
         _check_positive(anchor_update_rate=anchor_update_rate, gradient_clip_norm=gradient_clip_norm)
         objective = ObjectiveSettings(
-            consistency, beta, support, loss_temperature, adaptive_tau, distillation, overlap_top_k
+            consistency,
+            beta,
+            support,
+            loss_temperature,
+            adaptive_tau,
+            distillation,
+            overlap_top_k,
+            importance_weight_cap,
         )
-        check_method(rollouts, objective, engine)
+        check_method(rollouts, objective, engine, sampling)
         self.student_spec = student
         self.teacher_spec = teacher
         self.view_spec = views

@@ -43,6 +43,8 @@ class Rollout:
     """Sampled tokens; of a finished completion the end token is the last."""
     student_reads_context: bool = False
     """Whether distillation trains the student's with-context view on it (context dropout), not the one without."""
+    sampler_logprobs: Sequence[float] | None = None
+    """See `rollout.engine.Completion.logprobs`."""
 
     @property
     def context_prefix(self) -> tuple[int, ...]:
@@ -74,6 +76,20 @@ class ViewBatch:
     def completion_ids(self) -> Tensor:
         """The completion tokens, (T,)."""
         return self.suffix_ids[self.rows, self.columns + 1]
+
+
+def sampler_log_probabilities(rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
+    """What the sampler said of the completion tokens of a micro-batch, (T,), in their order in its views.
+
+    Raises:
+        ValueError: if a sampler did not say.
+    """
+    if any(rollout.sampler_logprobs is None for rollout in rollouts):
+        raise ValueError(
+            "importance_weight_cap is set, but the rollout engine tells no log-probabilities of what it samples. Leave "
+            "importance_weight_cap out: the engine's weights are the trainer's then, and all weights would be 1."
+        )
+    return torch.tensor([value for rollout in rollouts for value in rollout.sampler_logprobs or ()], device=device)
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -20,6 +20,7 @@ from lightning_modules.packing import (
     completion_hidden_states,
     lay_out,
     plan_micro_batches,
+    sampler_log_probabilities,
 )
 from lightning_modules.shared_context import obstacle, shares_contexts, warn_unshared
 from lightning_modules.teachers import Teacher
@@ -94,12 +95,14 @@ class ViewScorer:
         """
         no_context, with_context = self.views(rollouts)
         anchor = self.anchor_projection(no_context) if with_consistency else None
+        is_unknown = any(rollout.sampler_logprobs is None for rollout in rollouts)
         views = ViewLogits(
             self.student_projection(no_context).logits(),
             self.teacher_projection(with_context).logits() if with_teacher else None,
             self.student_projection(with_context).logits() if with_consistency else None,
             None if anchor is None else anchor.logits(),
             no_context.completion_ids,
+            None if is_unknown else sampler_log_probabilities(rollouts, no_context.rows.device),
         )
         return objective(views, no_context.rows)
 

@@ -27,9 +27,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_modules.objective.chunked import Projection
 from lightning_modules.objective.consistency import ObjectiveSettings, TokenTerms
-from lightning_modules.objective.fused import consistency_term, distillation
-from lightning_modules.packing import Rollout
+from lightning_modules.objective.fused import consistency_term, distillation, token_importance
+from lightning_modules.packing import Rollout, ViewBatch, sampler_log_probabilities
 from lightning_modules.scoring import ViewScorer
 
 Implementation = Literal["fused", "reference"]
@@ -70,6 +71,9 @@ class StepGradient:
         sums = {first: terms.opd_T, "entropy": terms.entropy_T, "loss": terms.loss_T(coef)}
         if terms.consistency_T is not None:
             sums |= {"nca": terms.consistency_T, "consistency_weight": terms.weight_T}
+        if terms.importance_T is not None:
+            is_capped_T = terms.importance_T.ge(self.settings.importance_weight_cap or 0.0)
+            sums |= {"importance_weight": terms.importance_T, "importance_capped_ratio": is_capped_T}
         if terms.overlap_teacher_T is not None:
             sums["top_k_overlap_teacher"] = terms.overlap_teacher_T
         if terms.overlap_views_T is not None:
@@ -81,19 +85,27 @@ class StepGradient:
         no_context, with_context = scorer.views(rollouts)
         f = scorer.teacher_projection(with_context) if settings.needs_teacher else None
         q_x = scorer.student_projection(no_context)
-        first = distillation(q_x, f, settings, no_context.completion_ids)
+        importance_T = self._importance(rollouts, no_context, q_x)
+        first = distillation(q_x, f, settings, no_context.completion_ids, importance_T)
         loss, together = scale * first.loss, settings.consistency == "symmetric"
         if coef == 0.0:
             backward(loss, True)
             ones_T = torch.ones_like(first.opd_T)
-            return TokenTerms(first.opd_T, None, ones_T, first.entropy_T, first.overlap_T)
+            return TokenTerms(first.opd_T, None, ones_T, first.entropy_T, first.overlap_T, None, importance_T)
         if not together:
             backward(loss, False)
             q_x = q_x.constant()
         anchor = scorer.anchor_projection(no_context)
         q_c = scorer.student_projection(with_context)
-        second = consistency_term(first, q_x, q_c, f, anchor, no_context.rows, settings)
+        second = consistency_term(first, q_x, q_c, f, anchor, no_context.rows, settings, importance_T)
         last = scale * coef * second.loss
         backward(loss + last if together else last, True)
         overlaps = first.overlap_T, second.overlap_T
-        return TokenTerms(first.opd_T, second.consistency_T, second.weight_T, first.entropy_T, *overlaps)
+        return TokenTerms(first.opd_T, second.consistency_T, second.weight_T, first.entropy_T, *overlaps, importance_T)
+
+    def _importance(self, rollouts: Sequence[Rollout], view: ViewBatch, q_x: Projection) -> Tensor | None:
+        cap = self.settings.importance_weight_cap
+        if cap is None:
+            return None
+        sampler_log_p_T = sampler_log_probabilities(rollouts, view.rows.device)
+        return token_importance(q_x, view.completion_ids, sampler_log_p_T, view.rows, cap)

@@ -52,6 +52,7 @@ from lightning_modules.objective.divergences import (
     top_columns,
     top_k_overlap,
 )
+from lightning_modules.objective.importance import importance_weights
 
 Consistency = Literal[
     "none",
@@ -88,6 +89,7 @@ class ObjectiveSettings:
     adaptive_tau: float = 0.5
     distillation: DistillationTerm = "kl"
     overlap_top_k: int = 0
+    importance_weight_cap: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges, and that nothing that is set would be ignored.
@@ -97,8 +99,12 @@ class ObjectiveSettings:
         """
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"beta is {self.beta}; it must be at least 0.0 and at most 1.0.")
-        for name, value in (("loss_temperature", self.temperature), ("adaptive_tau", self.adaptive_tau)):
-            if value <= 0.0:
+        for name, value in (
+            ("loss_temperature", self.temperature),
+            ("adaptive_tau", self.adaptive_tau),
+            ("importance_weight_cap", self.importance_weight_cap),
+        ):
+            if value is not None and value <= 0.0:
                 raise ValueError(f"{name} is {value}; it must be positive.")
         if self.overlap_top_k < 0:
             raise ValueError(f"overlap_top_k is {self.overlap_top_k}; it must be at least 0.")
@@ -127,6 +133,7 @@ class ObjectiveSettings:
             adaptive_tau=self.adaptive_tau,
             distillation=self.distillation,
             overlap_top_k=self.overlap_top_k,
+            importance_weight_cap=self.importance_weight_cap,
         )
 
 
@@ -142,7 +149,9 @@ class ViewLogits:
     anchor_TV: Tensor | None = None
     """No-context logits of a separate anchor (`separate_anchor`), without gradient."""
     completion_T: Tensor | None = None
-    """Ids of the completion tokens, (T,), which `cross_entropy` wants to know."""
+    """Ids of the completion tokens, (T,), which `cross_entropy` and importance weights want to know."""
+    sampler_log_p_T: Tensor | None = None
+    """Their log-probabilities under what sampled them, (T,), for importance weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +170,15 @@ class TokenTerms:
     """Share of the likeliest tokens of q_x that are among those of f; None where it was not asked for."""
     overlap_views_T: Tensor | None = None
     """The same of q_x and q_c."""
+    importance_T: Tensor | None = None
+    """Weight of both terms (`importance`), without gradient; None: 1."""
 
     def loss_T(self, coef: float) -> Tensor:
-        """OPD + coef * weight * consistency at each token, (T,)."""
-        if self.consistency_T is None:
-            return self.opd_T
-        return self.opd_T + coef * self.weight_T * self.consistency_T
+        """The loss at each token, (T,): importance * (OPD + coef * weight * consistency)."""
+        loss_T = self.opd_T
+        if self.consistency_T is not None:
+            loss_T = loss_T + coef * self.weight_T * self.consistency_T
+        return loss_T if self.importance_T is None else self.importance_T * loss_T
 
 
 def token_terms(
@@ -180,6 +192,7 @@ def token_terms(
     adaptive_tau: float = 0.5,
     distillation: DistillationTerm = "kl",
     overlap_top_k: int = 0,
+    importance_weight_cap: float | None = None,
 ) -> TokenTerms:
     """Both terms of the objective at every completion token.
 
@@ -193,6 +206,7 @@ def token_terms(
         adaptive_tau: scale in nats of `adaptive_anchor`: an example whose mean KL(q_x || f) is tau weighs 1/e.
         distillation: what the first term is, see the module's docstring.
         overlap_top_k: likeliest tokens over the whole vocabulary whose overlap is reported; 0: none is.
+        importance_weight_cap: largest importance weight of a token (`importance`); None: all weights are 1.
 
     Raises:
         ValueError: if the variant needs anchor logits and has none.
@@ -214,8 +228,9 @@ def token_terms(
     entropy_T = entropy(q_x.detach())
     weight_T = torch.ones_like(entropy_T)
     overlap_teacher_T = _overlap(views.student_no_context_TV, views.teacher_with_context_TV, overlap_top_k)
+    importance_T = None if importance_weight_cap is None else _importance(views, example_T, importance_weight_cap)
     if consistency == "none" or views.student_with_context_TV is None:
-        return TokenTerms(opd_T, None, weight_T, entropy_T, overlap_teacher_T)
+        return TokenTerms(opd_T, None, weight_T, entropy_T, overlap_teacher_T, None, importance_T)
 
     q_c = log_p(views.student_with_context_TV)
     match consistency:
@@ -235,7 +250,15 @@ def token_terms(
                 raise ValueError(f"consistency={consistency!r} needs anchor logits; got none.")
             consistency_T = kl(log_p(views.anchor_TV.detach()), q_c)
     overlap_views_T = _overlap(views.student_no_context_TV, views.student_with_context_TV, overlap_top_k)
-    return TokenTerms(opd_T, consistency_T, weight_T, entropy_T, overlap_teacher_T, overlap_views_T)
+    return TokenTerms(opd_T, consistency_T, weight_T, entropy_T, overlap_teacher_T, overlap_views_T, importance_T)
+
+
+def _importance(views: ViewLogits, example_T: Tensor, cap: float) -> Tensor:
+    """Of the distributions that were sampled from: the full vocabulary at temperature 1, whatever the loss has."""
+    assert views.completion_T is not None
+    assert views.sampler_log_p_T is not None
+    log_q_TV = Support().log_probabilities(views.student_no_context_TV.detach(), None)
+    return importance_weights(-cross_entropy(log_q_TV, views.completion_T), views.sampler_log_p_T, example_T, cap)
 
 
 def _overlap(first_TV: Tensor, second_TV: Tensor | None, k: int) -> Tensor | None:

@@ -21,6 +21,7 @@ The second call needs nothing of the first one's graph (but for `symmetric`), so
 before the student reads the context: see `step_gradient`. The price is that q_x is projected once more over the
 full vocabulary; over a truncated support its few columns are kept. The weights of `adaptive_anchor` are made of
 KL(q_x || f) over whole examples; the first call has it, so the second one knows them before it forms a gradient.
+Importance weights are made of log q_x over whole examples, and both calls want them: `token_importance` comes before.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ from torch import Tensor
 
 from lightning_modules.objective.chunked import Chunk, Projection, sum_over_tokens
 from lightning_modules.objective.consistency import Consistency, ObjectiveSettings, adaptive_weight
-from lightning_modules.objective.divergences import cross_entropy, distillation_divergence, entropy, kl, top_k_overlap
+from lightning_modules.objective.divergences import (
+    Support,
+    cross_entropy,
+    distillation_divergence,
+    entropy,
+    kl,
+    top_k_overlap,
+)
+from lightning_modules.objective.importance import importance_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ class Distillation:
     """The distillation term. Nothing but `loss` carries gradient."""
 
     loss: Tensor
-    """Sum over the tokens, a scalar."""
+    """Sum of importance * term over the tokens, a scalar."""
     opd_T: Tensor
     kl_T: Tensor | None
     """KL(q_x || f), whatever the term is; None where there is no teacher."""
@@ -69,15 +78,39 @@ class ConsistencyTerm:
     """The consistency term. Nothing but `loss` carries gradient."""
 
     loss: Tensor
-    """Sum of weight * consistency over the tokens, a scalar."""
+    """Sum of importance * weight * consistency over the tokens, a scalar."""
     consistency_T: Tensor
     weight_T: Tensor
     overlap_T: Tensor | None = None
     """Share of the likeliest tokens of q_x that are among those of q_c."""
 
 
+def token_importance(
+    q_x: Projection, completion_T: Tensor, sampler_log_p_T: Tensor, example_T: Tensor, cap: float
+) -> Tensor:
+    """`importance.importance_weights` of the tokens, (T,), for one more projection of q_x onto the vocabulary.
+
+    Args:
+        q_x: the student's view that was sampled from.
+        completion_T: ids of the completion tokens, (T,).
+        sampler_log_p_T: their log-probabilities under what sampled them, (T,), at temperature 1.
+        example_T: index of the example each token belongs to, (T,).
+        cap: largest weight.
+    """
+
+    def terms(chunk: Chunk) -> tuple[list[Tensor], list[Tensor | None]]:
+        return [-cross_entropy(chunk.log_p[0], completion_T[chunk.tokens])], [None]
+
+    _, (log_q_T,) = sum_over_tokens([q_x.constant()], terms, support=Support(), temperature=1.0)
+    return importance_weights(log_q_T, sampler_log_p_T, example_T, cap)
+
+
 def distillation(
-    q_x: Projection, f: Projection | None, settings: ObjectiveSettings, completion_T: Tensor | None = None
+    q_x: Projection,
+    f: Projection | None,
+    settings: ObjectiveSettings,
+    completion_T: Tensor | None = None,
+    importance_T: Tensor | None = None,
 ) -> Distillation:
     """The distillation term of q_x; the gradient reaches q_x only.
 
@@ -86,6 +119,7 @@ def distillation(
         f: the teacher; None only where `settings.needs_teacher` says so.
         settings: the objective's.
         completion_T: ids of the completion tokens, (T,), for ``cross_entropy``.
+        importance_T: weight of each token, (T,); None: 1. Not for ``cross_entropy``, whose samples are the teacher's.
     """
     if settings.distillation == "cross_entropy":
         assert completion_T is not None
@@ -110,7 +144,7 @@ def distillation(
 
     views = [replace(q_x, top_k=top_k), replace(f.constant(), top_k=top_k)]
     loss, (opd_T, kl_T, entropy_T, *kept) = sum_over_tokens(
-        views, terms, support=settings.support, temperature=settings.temperature
+        views, terms, support=settings.support, temperature=settings.temperature, weight_T=importance_T
     )
     top = kept[-2:] if top_k else ()
     return Distillation(loss, opd_T, kl_T, entropy_T, KeptSupport(*kept[:3]) if len(kept) > 2 else None, *top)
@@ -152,6 +186,7 @@ def consistency_term(
     anchor: Projection | None,
     example_T: Tensor,
     settings: ObjectiveSettings,
+    importance_T: Tensor | None = None,
 ) -> ConsistencyTerm:
     """The consistency term of any variant but ``none``; the gradient reaches q_c only, with ``symmetric`` q_x as well.
 
@@ -163,6 +198,7 @@ def consistency_term(
         anchor: a separate anchor's no-context view, where the variant has one.
         example_T: index of the example each token belongs to; all tokens of an example are here (`adaptive_anchor`).
         settings: the objective's.
+        importance_T: weight of each token beside the variant's own, (T,); None: 1.
 
     Raises:
         ValueError: if the variant needs an anchor and has none.
@@ -191,10 +227,16 @@ def consistency_term(
         support=settings.support,
         temperature=settings.temperature,
         columns_TK=None if first.kept is None else first.kept.columns_Tk,
-        weight_T=weight_T,
+        weight_T=_product(weight_T, importance_T),
     )
     weight_T = torch.ones_like(consistency_T) if weight_T is None else weight_T
     return ConsistencyTerm(loss, consistency_T, weight_T, *overlap)
+
+
+def _product(first_T: Tensor | None, second_T: Tensor | None) -> Tensor | None:
+    if first_T is None or second_T is None:
+        return second_T if first_T is None else first_T
+    return first_T * second_T
 
 
 def _compared_with(

@@ -40,9 +40,13 @@ class Turn:
     @property
     def rollout(self) -> Rollout:
         """The token ids that score the turn in both views."""
-        pair = self.prompts
+        pair, completion = self.prompts, self.completion
         return Rollout(
-            pair.no_context_ids, pair.with_context_ids, pair.context_prefix_length, self.completion.token_ids
+            pair.no_context_ids,
+            pair.with_context_ids,
+            pair.context_prefix_length,
+            completion.token_ids,
+            sampler_logprobs=completion.logprobs,
         )
 
 

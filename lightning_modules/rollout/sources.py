@@ -26,6 +26,7 @@ import numpy as np
 from datamodules.example import Example
 from lightning_modules.objective.consistency import ObjectiveSettings
 from lightning_modules.packing import Rollout
+from lightning_modules.rollout.engine import SamplingSpec
 from lightning_modules.rollout.engines import EngineSpec
 from lightning_modules.rollout.episodes import Turn
 from lightning_modules.views import View
@@ -85,7 +86,9 @@ class RolloutSpec:
         return replace(turn.rollout, student_reads_context=own_view)
 
 
-def check_method(rollouts: RolloutSpec, objective: ObjectiveSettings, engine: EngineSpec) -> None:
+def check_method(
+    rollouts: RolloutSpec, objective: ObjectiveSettings, engine: EngineSpec, sampling: SamplingSpec
+) -> None:
     """Refuse combinations that no equation stands for, and those that are not built.
 
     Raises:
@@ -105,4 +108,16 @@ def check_method(rollouts: RolloutSpec, objective: ObjectiveSettings, engine: En
         raise ValueError(
             f"rollouts.sampler is 'teacher', but engine.kind is {engine.kind!r}, which holds the student's weights; "
             "only 'hf' samples from a teacher."
+        )
+    cap = objective.importance_weight_cap
+    if cap is not None and engine.kind == "hf":
+        raise ValueError(
+            f"importance_weight_cap is {cap}, but engine.kind is 'hf', which samples with the trainer's own weights: "
+            "all weights would be 1. Leave it out, or set engine.kind to vllm."
+        )
+    if cap is not None and (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0):
+        raise ValueError(
+            f"importance_weight_cap is {cap}, but sampling has temperature {sampling.temperature}, top_p "
+            f"{sampling.top_p} and top_k {sampling.top_k}: engines tell log-probabilities at temperature 1 over the "
+            "whole vocabulary, not those that were sampled from. Sample at 1, 1 and 0, or leave the cap out."
         )

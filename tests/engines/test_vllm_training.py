@@ -129,3 +129,19 @@ def test_predict_starts_an_engine_of_its_own(runs):
     assert not torch.distributed.is_initialized()  # vLLM's process group went with it
     main([*runs.args("predict", "run", *VLLM), "--ckpt_path", "last", "--trainer.callbacks+", "PredictionWriter"])
     assert (run / "predictions.jsonl").read_text().count("\n") == 24
+
+
+def test_importance_weights_of_an_engine_in_step_are_one(runs, monkeypatch):
+    """In float32 both sides agree, and weighing changes nothing; samples of other weights are weighed down or up."""
+    plain = runs.metrics(runs.fit("plain", *VLLM))
+    weighed = runs.metrics(runs.fit("weighed", *VLLM, "--model.importance_weight_cap", "2"))
+    for own, theirs in zip(weighed, plain, strict=True):
+        assert float(own["train/importance_weight"]) == pytest.approx(1.0, abs=1e-4)
+        assert float(own["train/importance_capped_ratio"]) == 0.0
+        assert "train/importance_weight" not in theirs
+        assert float(own["train/loss"]) == pytest.approx(float(theirs["train/loss"]), rel=1e-3)
+
+    monkeypatch.setattr(vllm_colocated.ColocatedVLLM, "load", lambda self, weights: None)
+    limit = ("--model.engine.vllm.max_logprob_gap", "100")
+    stale = runs.metrics(runs.fit("stale", *VLLM, *limit, "--model.importance_weight_cap", "2"))
+    assert abs(float(stale[-1]["train/importance_weight"]) - 1.0) > 1e-2

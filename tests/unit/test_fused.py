@@ -17,7 +17,7 @@ from lightning_modules.objective import chunked
 from lightning_modules.objective.chunked import Projection, tokens_per_chunk
 from lightning_modules.objective.consistency import Consistency, ObjectiveSettings, ViewLogits, separate_anchor
 from lightning_modules.objective.divergences import Support
-from lightning_modules.objective.fused import consistency_term, distillation
+from lightning_modules.objective.fused import consistency_term, distillation, token_importance
 
 VARIANTS = get_args(Consistency)
 VOCABULARY = 11
@@ -44,6 +44,7 @@ class Case:
         cuts = torch.randint(0, 3, (num_tokens,), generator=generator).cumsum(0)
         self.example_T = torch.unique(cuts, return_inverse=True)[1]
         self.completion_T = torch.randint(0, VOCABULARY, (num_tokens,), generator=generator)
+        self.sampler_log_p_T = -random(num_tokens).abs()
 
     def views(self) -> list[Projection]:
         """q_x, q_c, f and the anchor."""
@@ -53,24 +54,28 @@ class Case:
     def fused(self, objective: ObjectiveSettings, coef: float) -> tuple[Tensor, list[Tensor]]:
         q_x, q_c, f, anchor = self.views()
         f = f if objective.needs_teacher else None
-        first = distillation(q_x, f, objective, self.completion_T)
+        cap, importance_T = objective.importance_weight_cap, None
+        if cap is not None:
+            importance_T = token_importance(q_x, self.completion_T, self.sampler_log_p_T, self.example_T, cap)
+        first = distillation(q_x, f, objective, self.completion_T, importance_T)
         if objective.consistency == "none":
-            return first.loss, known(first.opd_T, first.entropy_T, first.overlap_T)
+            return first.loss, known(first.opd_T, first.entropy_T, first.overlap_T, importance_T)
         if separate_anchor(objective.consistency) is None:
             anchor = None
         stopped = q_x if objective.consistency == "symmetric" else q_x.constant()
-        second = consistency_term(first, stopped, q_c, f, anchor, self.example_T, objective)
+        second = consistency_term(first, stopped, q_c, f, anchor, self.example_T, objective, importance_T)
         overlaps = first.overlap_T, second.overlap_T
-        terms = known(first.opd_T, first.entropy_T, *overlaps, second.consistency_T, second.weight_T)
+        terms = known(first.opd_T, first.entropy_T, *overlaps, importance_T, second.consistency_T, second.weight_T)
         return first.loss + coef * second.loss, terms
 
     def reference(self, objective: ObjectiveSettings, coef: float) -> tuple[Tensor, list[Tensor]]:
         q_x, q_c, f, anchor = (view.logits() for view in self.views())
         f = f if objective.needs_teacher else None
-        terms = objective.token_terms(ViewLogits(q_x, f, q_c, anchor, self.completion_T), self.example_T)
+        views = ViewLogits(q_x, f, q_c, anchor, self.completion_T, self.sampler_log_p_T)
+        terms = objective.token_terms(views, self.example_T)
         second = () if terms.consistency_T is None else (terms.consistency_T, terms.weight_T)
         overlaps = terms.overlap_teacher_T, terms.overlap_views_T
-        return terms.loss_T(coef).sum(), known(terms.opd_T, terms.entropy_T, *overlaps, *second)
+        return terms.loss_T(coef).sum(), known(terms.opd_T, terms.entropy_T, *overlaps, terms.importance_T, *second)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
         """Of the hidden states of both views and the head, under an upstream factor."""
@@ -109,6 +114,7 @@ objectives = st.builds(
     temperature=st.sampled_from([1.0, 0.7, 2.0]),
     adaptive_tau=st.sampled_from([0.5, 3.0]),
     overlap_top_k=st.integers(0, VOCABULARY + 1),
+    importance_weight_cap=st.sampled_from([None, 0.8, 3.0]),
 ) | st.builds(
     ObjectiveSettings,
     consistency=st.sampled_from(VARIANTS),

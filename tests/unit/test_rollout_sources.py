@@ -10,7 +10,7 @@ from datamodules.example import Example
 from lightning_modules.objective.consistency import ObjectiveSettings
 from lightning_modules.objective.divergences import Support
 from lightning_modules.packing import Rollout, plan_micro_batches
-from lightning_modules.rollout.engine import Completion
+from lightning_modules.rollout.engine import Completion, SamplingSpec
 from lightning_modules.rollout.engines import EngineSpec
 from lightning_modules.rollout.episodes import Turn
 from lightning_modules.rollout.sources import RolloutSpec, check_method
@@ -103,7 +103,7 @@ def test_a_micro_batch_trains_one_view():
 )
 def test_what_no_equation_stands_for_is_refused(spec, objective, engine, message):
     with pytest.raises(ValueError, match=message):
-        check_method(spec, objective, engine)
+        check_method(spec, objective, engine, SamplingSpec())
 
 
 @pytest.mark.parametrize(
@@ -121,5 +121,16 @@ def test_fields_are_checked(fields, message):
 
 def test_what_is_well_defined_is_allowed():
     for consistency in ("none", "no_context_anchor", "adaptive_anchor", "symmetric"):
-        check_method(RolloutSpec("teacher"), ObjectiveSettings(consistency, 0.0, Support("top_k", 4)), EngineSpec())
-    check_method(RolloutSpec(context_share=0.5), ObjectiveSettings("none", 0.5), EngineSpec("vllm"))
+        objective = ObjectiveSettings(consistency, 0.0, Support("top_k", 4))
+        check_method(RolloutSpec("teacher"), objective, EngineSpec(), SamplingSpec(top_k=5))
+    check_method(RolloutSpec(context_share=0.5), ObjectiveSettings("none", 0.5), EngineSpec("vllm"), SamplingSpec())
+
+
+def test_importance_weights_are_for_plain_samples_of_another_engine():
+    objective = ObjectiveSettings(importance_weight_cap=2.0)
+    check_method(RolloutSpec(), objective, EngineSpec("vllm"), SamplingSpec())
+    with pytest.raises(ValueError, match=r"importance_weight_cap is 2\.0, but engine\.kind is 'hf'"):
+        check_method(RolloutSpec(), objective, EngineSpec(), SamplingSpec())
+    for sampling in (SamplingSpec(temperature=0.7), SamplingSpec(top_p=0.9), SamplingSpec(top_k=20)):
+        with pytest.raises(ValueError, match=r"importance_weight_cap is 2\.0, but sampling has temperature"):
+            check_method(RolloutSpec(), objective, EngineSpec("vllm"), sampling)
