@@ -56,7 +56,7 @@ test-engines: $(ENGINES)
 # Hours on two cores; nothing else should run beside it. TRL comes with the engines.
 bench: $(ENGINES)
 	$(ENGINES_BIN)/python -m benchmarks.step --timed-micro-batches 2 --output benchmarks/results
-	$(ENGINES_BIN)/python -m benchmarks.step --name step_qa --shape 16,80,512 --context 120 220 --repetitions 1 --output benchmarks/results
+	$(ENGINES_BIN)/python -m benchmarks.step --name step_qa --shape 4,80,512 --context 120 220 --repetitions 2 --output benchmarks/results
 	$(ENGINES_BIN)/python -m benchmarks.limit --output benchmarks/results
 	$(ENGINES_BIN)/python -m benchmarks.loss_memory --output benchmarks/results
 	$(ENGINES_BIN)/python -m benchmarks.scaling --output benchmarks/results

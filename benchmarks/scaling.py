@@ -4,8 +4,8 @@
 
 The body is SmolLM2-135M's (its config with random weights; times do not depend on the values). Each point is the median
 of alternating turns, beside the seconds that the counted operations (`workload`) take at the speed of a plain pass of
-the base shape. Where the measured line leaves the counted one, something other than arithmetic costs time; the slope
-itself changes where another term takes over:
+the base shape, and the slope of both since the point before. Where the measured line leaves the counted one, something
+other than arithmetic costs time; the slope itself changes where another term takes over:
 
     context      P linear work of its tokens, then P^2 attention within it; suffixes attend to it, linear
     batch        linear: suffixes share one context
@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,21 @@ def measure(config: PreTrainedConfig, shape: Shape, options: argparse.Namespace,
     }
 
 
+def with_slopes(points: Sequence[dict[str, float]]) -> list[dict[str, float | None]]:
+    """The points, each with the milliseconds that one more unit costs since the point before it, and should cost."""
+    rows: list[dict[str, float | None]] = [{**points[0], "ms_per_unit": None, "counted_ms_per_unit": None}]
+    for before, point in itertools.pairwise(points):
+        per_unit = 1e3 / (point["value"] - before["value"])
+        rows.append(
+            {
+                **point,
+                "ms_per_unit": per_unit * (point["median_s"] - before["median_s"]),
+                "counted_ms_per_unit": per_unit * (point["counted_s"] - before["counted_s"]),
+            }
+        )
+    return rows
+
+
 def plot(cases: dict[str, list[dict[str, float]]], path: Path) -> None:
     """One panel per axis, measured and counted."""
     import matplotlib
@@ -112,7 +129,7 @@ def main(args: list[str] | None = None) -> None:
             else:
                 shape = replace(BASE, **{axis: value})
             points.append({"value": value, **measure(changed, shape, options, tokenizer)})
-        print(f"\n{axis}\n\n" + table(points), flush=True)
+        print(f"\n{axis}\n\n" + table(with_slopes(points)), flush=True)
     if options.output:
         settings = {name: value for name, value in vars(options).items() if name not in ("output", "gguf_file")}
         result = {"settings": settings, "base": vars(BASE), "axes": cases}

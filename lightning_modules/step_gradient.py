@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_modules.heap import give_back_free_heap
 from lightning_modules.objective.chunked import Projection
 from lightning_modules.objective.consistency import ObjectiveSettings, TokenTerms
 from lightning_modules.objective.fused import consistency_term, distillation, token_importance
@@ -95,6 +96,7 @@ class StepGradient:
         if not together:
             backward(loss, False)
             q_x = q_x.constant()
+            give_back_free_heap(q_x.hidden_TH.device)
         anchor = scorer.anchor_projection(no_context)
         q_c = scorer.student_projection(with_context)
         second = consistency_term(first, q_x, q_c, f, anchor, no_context.rows, settings, importance_T)

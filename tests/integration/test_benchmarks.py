@@ -93,3 +93,12 @@ def test_scaling_writes_every_point_and_the_plot(tiny, tmp_path, monkeypatch):
     axes = json.loads(output.read_text())["axes"]
     assert [point["value"] for point in axes["vocabulary"]] == [400, 800]
     assert output.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_slopes_are_those_between_neighbours():
+    points = [
+        {"value": v, "median_s": s, "counted_s": c} for v, s, c in [(0, 1.0, 1.0), (100, 2.0, 1.5), (300, 3, 3.5)]
+    ]
+    rows = scaling.with_slopes(points)
+    assert [row["ms_per_unit"] for row in rows] == [None, 10.0, 5.0]
+    assert [row["counted_ms_per_unit"] for row in rows] == [None, 5.0, 10.0]
