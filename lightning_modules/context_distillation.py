@@ -56,9 +56,10 @@ from lightning_modules.rollout.hf import HFRolloutEngine, own_random_state
 from lightning_modules.rollout.sources import RolloutSpec, check_method
 from lightning_modules.rollout.vllm import VLLMRolloutEngine
 from lightning_modules.scoring import ViewScorer
+from lightning_modules.spread_weights import parameter_shapes
 from lightning_modules.step_gradient import Implementation, StepGradient
 from lightning_modules.step_metrics import step_metrics
-from lightning_modules.strategies import parameter_shapes, whole_weights, zero_stage
+from lightning_modules.strategies import whole_weights, zero_stage
 from lightning_modules.teachers import Teacher, TeacherSpec, update_average
 from lightning_modules.updates import updates_for
 from lightning_modules.views import View, ViewRenderer, ViewSpec
