@@ -20,7 +20,7 @@ from torch import Tensor
 
 from callbacks.hf_export import export
 from cli.config_sections import student_spec_of
-from lightning_modules.adapters import AdapterRecord, add_adapters, fingerprint, merged_copy, without_base
+from lightning_modules.adapters import AdapterRecord, add_adapters, merged_copy, without_base
 from lightning_modules.models import load_model, load_tokenizer
 from lightning_modules.zero_checkpoints import read_states, read_zero_checkpoint
 
@@ -71,7 +71,8 @@ def export_checkpoint(checkpoint: Path, output: Path, config: Path, *, merged: b
     # The base of adapters stays in the type that they were trained beside.
     model = load_model(replace(spec, dtype="float32") if spec.lora is None else spec)
     if spec.lora is not None:
-        AdapterRecord(spec.lora, fingerprint(model)).check(_states(checkpoint).get("adapters"))
+        saved = _states(checkpoint).get("adapters")
+        AdapterRecord.of(spec.lora, model, (saved or {}).get("held_in")).check(saved)
         add_adapters(model, spec.lora, spec.name)
     # Names by storage: tied weights have several, of which DeepSpeed's shares have one.
     state = model.state_dict() if spec.lora is None else without_base(model.state_dict())

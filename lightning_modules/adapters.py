@@ -9,6 +9,10 @@ The base, W without the update, is who the student was before the first step: th
 `WeightChanges`, and what answers are compared with. `shared_copy` makes it a model of its own over the student's own
 tensors. So there is no second model in memory, nothing is switched on or off between two passes, and its scores are
 those of the untouched model bit for bit, whatever mode the student is in.
+
+Under ZeRO-3 too: DeepSpeed gathers a parameter for whichever module is about to run, and keeps it until the last of
+those that are running it has ended. Two modules may so have the same one, as tied embeddings do. The adapters
+themselves are built whole, equal on all ranks, and spread when DeepSpeed's engine is made.
 """
 
 from __future__ import annotations
@@ -206,13 +210,16 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
 # ----------------------------------------------------------------------------------------------------- checkpoints
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Of a base: names, shapes, types and evenly spaced values of all its parameters."""
+def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Of a base: names, shapes, types and evenly spaced values of all its parameters, as they are in `dtype` if given.
+
+    Under ZeRO-3 inside `spread_weights.gathered`.
+    """
     digest = hashlib.sha256()
     for name, parameter in base_parameters(model):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(f"{name} {tuple(parameter.shape)} {dtype or parameter.dtype}".encode())
         flat = parameter.detach().flatten()
-        values = flat[:: max(1, len(flat) // FINGERPRINT_VALUES)].float().cpu()
+        values = flat[:: max(1, len(flat) // FINGERPRINT_VALUES)].to(dtype or parameter.dtype).float().cpu()
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
 
@@ -224,6 +231,13 @@ class AdapterRecord:
     spec: LoRASpec
     base: str
     """`fingerprint`."""
+    held_in: str | None = None
+    """Data type of the base where ZeRO-3 chose it by the trainer's precision; None: it is model.student.dtype."""
+
+    @classmethod
+    def of(cls, spec: LoRASpec, base: PreTrainedModel, held_in: str | None = None) -> AdapterRecord:
+        """The record of adapters of `spec` on `base`, whose values are taken as they are in `held_in` if given."""
+        return cls(spec, fingerprint(base, None if held_in is None else getattr(torch, held_in)), held_in)
 
     def to_state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -255,3 +269,12 @@ class AdapterRecord:
 def without_base(state: Mapping[str, Any]) -> dict[str, Any]:
     """A state dict's adapters: those of the student, and of moving averages."""
     return {name: value for name, value in state.items() if is_adapter(name)}
+
+
+def leave_base_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+    """`without_base` in place, as a hook, whoever asks for the state: Lightning, or DeepSpeed's engine.
+
+    DeepSpeed itself leaves each frozen parameter out by one name, and those of a base have two or, where tied, four.
+    """
+    for name in [name for name in state if not is_adapter(name)]:
+        del state[name]

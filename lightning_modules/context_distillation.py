@@ -35,9 +35,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from transformers import PreTrainedModel
 
 from datamodules.example import Environment, Example
-from lightning_modules.adapters import AdapterRecord, add_adapters, fingerprint, shared_copy, without_base
+from lightning_modules.adapters import AdapterRecord, add_adapters, leave_base_out, shared_copy
 from lightning_modules.comparison import ComparisonSpec, ViewComparer, ViewComparison
-from lightning_modules.compatibility import check_stage
+from lightning_modules.compatibility import check_head, check_stage
 from lightning_modules.models import ModelSpec, check_plain_head, freeze, frozen_copy, load_model, load_tokenizer
 from lightning_modules.objective.consistency import (
     CoefficientSchedule,
@@ -56,9 +56,10 @@ from lightning_modules.rollout.hf import HFRolloutEngine, own_random_state
 from lightning_modules.rollout.sources import RolloutSpec, check_method
 from lightning_modules.rollout.vllm import VLLMRolloutEngine
 from lightning_modules.scoring import ViewScorer
+from lightning_modules.spread_weights import built_whole, gathered, parameter_shapes
 from lightning_modules.step_gradient import Implementation, StepGradient
 from lightning_modules.step_metrics import step_metrics
-from lightning_modules.strategies import parameter_shapes, whole_weights, zero_stage
+from lightning_modules.strategies import whole_weights, zero_stage
 from lightning_modules.teachers import Teacher, TeacherSpec, update_average
 from lightning_modules.updates import updates_for
 from lightning_modules.views import View, ViewRenderer, ViewSpec
@@ -238,10 +239,14 @@ class ContextDistillation(L.LightningModule):
         """What makes the untrained student once more, where it can't be copied; with LoRA, adapters are added here."""
         if self.student_spec.lora is not None:
             base = freeze(shared_copy(student))
-            with own_random_state(self.seed, student.device):
+            with own_random_state(self.seed, student.device), built_whole(student):
                 add_adapters(student, self.student_spec.lora, self.student_spec.name)
-            self._adapters = AdapterRecord(self.student_spec.lora, fingerprint(base))
+            check_head(self.zero_stage, student)
+            held_in = str(base.dtype).removeprefix("torch.") if self.zero_stage == 3 else None
+            with gathered(base):
+                self._adapters = AdapterRecord.of(self.student_spec.lora, base, held_in)
             self._initial = (base,)
+            self.register_state_dict_post_hook(leave_base_out)
             return lambda: base
         # What ZeRO-3 has spread over the ranks can't be copied.
         return partial(load_model, self.student_spec) if self.zero_stage == 3 else None
@@ -404,7 +409,7 @@ class ContextDistillation(L.LightningModule):
 
     def base_divergences(self, comparisons: Sequence[ViewComparison]) -> list[float] | None:
         """How far the no-context answers are from the initial student's; see `comparison.KnowsItsBase`."""
-        if self.zero_stage == 3 and self.teacher_spec.kind != "frozen":
+        if self.zero_stage == 3 and self.teacher_spec.kind != "frozen" and self._adapters is None:
             return None  # it would have to be loaded again, spread over ranks that get here at different times
         with self.initial_student() as base:
             return self.comparer.base_divergences(comparisons, base)
@@ -462,7 +467,6 @@ class ContextDistillation(L.LightningModule):
         checkpoint["student_shapes"] = parameter_shapes(self.student)
         if self._adapters is not None:
             checkpoint["adapters"] = self._adapters.to_state()
-            checkpoint["state_dict"] = without_base(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another student.
@@ -477,7 +481,6 @@ class ContextDistillation(L.LightningModule):
         else:
             states = checkpoint["state_dict"], self.state_dict()
             saved, own = ({name: value.shape for name, value in state.items()} for state in states)
-            own = own if self._adapters is None else without_base(own)
         wrong = [name for name in own if name not in saved or saved[name] != own[name]]
         if wrong:
             raise ValueError(

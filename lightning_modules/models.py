@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_modules.adapters import LoRASpec
-from lightning_modules.strategies import gathered
+from lightning_modules.spread_weights import built_whole, gathered
 
 PACKAGE_PREFIX = "package:"
 
@@ -112,6 +112,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
         )
     if spec.gguf_file is not None:
         _forget_quantisation(model)
+    _restore_frequencies(model)
     return model.train()
 
 
@@ -142,6 +143,17 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
     for owner, mark in ((model, "hf_quantizer"), (model, "is_quantized"), (model.config, "quantization_config")):
         if hasattr(owner, mark):
             delattr(owner, mark)
+
+
+def _restore_frequencies(model: PreTrainedModel) -> None:
+    """Make rotary frequencies again that were rounded, as all is that from_pretrained makes under ZeRO-3 in bf16."""
+    with built_whole(model):
+        for module in model.modules():
+            rounded = getattr(module, "inv_freq", None)
+            if isinstance(rounded, Tensor) and rounded.dtype != torch.float32:
+                made = type(module)(config=module.config)
+                for name, value in made.named_buffers(recurse=False):
+                    setattr(module, name, value.to(rounded.device))
 
 
 def frozen_copy(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -37,6 +37,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from lightning_modules.checkpoint_folders import seal
+from lightning_modules.spread_weights import LayerHooks, gathered
 from lightning_modules.zero_checkpoints import read_states, read_zero_checkpoint, weights_only_loading
 
 LIGHTNING_VERSIONS = ((2, 6), (2, 7))
@@ -154,7 +155,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self._holds_whole_weights:
             yield
             return
-        hooks = _LayerHooks(self.model)
+        hooks = LayerHooks(self.model)
         with gathered(model):
             hooks.remove()
             self._holds_whole_weights = True
@@ -248,69 +249,11 @@ def whole_weights(strategy: object, model: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Gather parameters that ZeRO-3 has spread, for as long as no engine has been made of the model."""
-    parameters = list(model.parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters):
-        yield
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """Shapes of the whole trained parameters by name, also where ZeRO-3 has spread them."""
-    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    return {name: list(getattr(value, "ds_shape", value.shape)) for name, value in named}
-
-
 class _TextPrecision(DeepSpeedPrecision):
     """Batches are text: there is nothing to cast, and Lightning refuses to look for tensors in frozen dataclasses."""
 
     def convert_input(self, data: Any) -> Any:
         return data
-
-
-class _LayerHooks:
-    """The hooks by which ZeRO-3 gathers a layer before it runs and spreads it again afterwards.
-
-    Where the weights are whole anyway, they must not run: they would spread them again after the first forward.
-    DeepSpeed has no public switch; this is what TRL does (`trl.models.utils.remove_hooks`).
-    """
-
-    def __init__(self, engine: object) -> None:
-        """Find them; before `deepspeed.initialize`, when the module is its own engine, there are none.
-
-        Raises:
-            ImportError: if this DeepSpeed keeps them elsewhere.
-        """
-        self._offload: Any = None
-        if isinstance(engine, L.LightningModule):
-            return
-        optimizer = getattr(engine, "optimizer", None)
-        self._offload = getattr(optimizer, "parameter_offload", optimizer)  # in its place where nothing is trained
-        for name in ("module", "forward_hooks", "backward_hooks", "_register_deepspeed_module"):
-            if not hasattr(self._offload, name):
-                raise ImportError(
-                    f"ZeROStrategy at stage 3 needs deepspeed 0.19; in {version('deepspeed')} the hooks that gather "
-                    f"layers are not where they were ({name} is missing)."
-                )
-
-    def remove(self) -> None:
-        if self._offload is None:
-            return
-        for parameter in self._offload.module.parameters():
-            parameter.ds_active_sub_modules.clear()
-        for hook in (*self._offload.forward_hooks, *self._offload.backward_hooks):
-            hook.remove()
-        self._offload.forward_hooks, self._offload.backward_hooks = [], []
-
-    def restore(self) -> None:
-        if self._offload is not None:
-            self._offload._register_deepspeed_module(self._offload.module)
 
 
 def _check_lightning(installed: str) -> None:

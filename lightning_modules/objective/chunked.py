@@ -135,9 +135,9 @@ def sum_over_tokens(
     return total, statistics
 
 
-def is_spread(head: nn.Module) -> bool:
-    """Whether ZeRO-3 has spread the head's weights over the ranks; its parameters carry a `ds_id` then."""
-    return any(hasattr(parameter, "ds_id") for parameter in head.parameters())
+def is_spread(module: nn.Module) -> bool:
+    """Whether ZeRO-3 has spread the module's weights over the ranks; its parameters carry a `ds_id` then."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def _within(

@@ -40,7 +40,11 @@ ADAM = (
     "--model.lr_scheduler", "torch.optim.lr_scheduler.LinearLR",
     "--model.lr_scheduler.start_factor", "0.25", "--model.lr_scheduler.total_iters", "3",
 )  # fmt: skip
-LORA = ("--model.student.lora.r", "4", "--model.student.lora.target_modules", "[q_proj, down_proj]")
+LORA = (
+    "--model.student.lora.r", "4", "--model.student.lora.target_modules", "[q_proj, down_proj]",
+    "--trainer.callbacks+=HFExport", "--trainer.callbacks.folder", "merged", "--trainer.callbacks.merged", "true",
+)  # fmt: skip
+ONE_STEP = ("--trainer.max_steps", "1")
 EXACT = ("train/loss", "train/opd", "train/nca", "train/gradient_norm")
 
 
@@ -102,6 +106,8 @@ def one_process(tiny_model_dir, tmp_path_factory) -> Runs:
     runs = validated_run(tmp_path_factory.mktemp("one"), tiny_model_dir, "sgd")
     runs.fit("adam", *SETTINGS, *ADAM)
     runs.fit("lora", *SETTINGS, *LORA)
+    main(runs.args("validate", "lora", *SETTINGS, *LORA, "--ckpt_path", "last"))
+    runs.fit("lora_bf16", *SETTINGS, *LORA, *ONE_STEP, "--model.student.dtype", "bfloat16")
     return runs
 
 
@@ -112,16 +118,19 @@ def two_ranks(request, one_process, tmp_path_factory) -> Iterator[TwoRanks]:
     if strategy != "ddp":
         pytest.importorskip("deepspeed", reason="deepspeed is not installed: make test-engines installs it")
     ranks = TwoRanks(Runs(tmp_path_factory.mktemp(strategy), one_process.config), strategy)
-    ranks.job("fit", "sgd")
-    ranks.job("fit", "cut", crash_at=3)
-    ranks.job("fit", "cut", "--ckpt_path", "last")
-    ranks.job("validate", "sgd", "--ckpt_path", "last")
+    for name, args in (("sgd", ()), ("lora", LORA)):
+        ranks.job("fit", name, *args)
+        ranks.job("fit", f"{name}_cut", *args, crash_at=3)
+        ranks.job("fit", f"{name}_cut", *args, "--ckpt_path", "last")
+        ranks.job("validate", name, *args, "--ckpt_path", "last")
     ranks.job("fit", "poisoned", poison_at=1, fails=True)
     ranks.job("fit", "adam", *ADAM, *offload(strategy))
-    ranks.job("fit", "lora", *LORA, fails=strategy == "zero3")
     if strategy != "ddp":
         ranks.job("fit", "ema", "--model.teacher.kind", "ema", fails=True)
         ranks.job("fit", "bf16", "--trainer.precision", "bf16-mixed", poison_at=2, fails=True)
+        ranks.job("fit", "lora_bf16", *LORA, *ONE_STEP, "--trainer.precision", "bf16-mixed")
+    if strategy == "zero3":
+        ranks.job("fit", "lora_head", "--model.student.lora.target_modules", "[q_proj, lm_head]", fails=True)
     ranks.start()
     return ranks
 
@@ -137,7 +146,7 @@ def offload(strategy: str) -> tuple[str, ...]:
 def close(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], names: tuple[str, ...] = EXACT, rel: float = 2e-5
 ) -> None:
-    assert len(ours) == len(theirs) == 3
+    assert len(ours) == len(theirs) > 0
     for name in names:
         assert [float(row[name]) for row in ours] == pytest.approx([float(row[name]) for row in theirs], rel=rel), name
 
@@ -148,11 +157,15 @@ def filled(run: Path) -> list[dict[str, str]]:
 
 
 def exported(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "export/model.safetensors")
+    """Of a run with adapters both these and the merged weights."""
+    files = run.glob("*/*model.safetensors")
+    return {name: value for file in files for name, value in load_file(file).items()}
 
 
-def test_losses_and_weights_are_those_of_one_process(two_ranks, one_process):
-    ours, theirs = two_ranks.runs.root / "sgd", one_process.root / "sgd"
+@pytest.mark.parametrize("name", ["sgd", "lora"])
+def test_losses_and_weights_are_those_of_one_process(two_ranks, one_process, name):
+    ours, theirs = two_ranks.runs.root / name, one_process.root / name
+    assert len(Runs.metrics(ours)) == 3
     close(Runs.metrics(ours), Runs.metrics(theirs))
     trained, reference = exported(ours), exported(theirs)
     assert trained.keys() == reference.keys()
@@ -168,28 +181,36 @@ def test_adam_a_schedule_and_offload_too(two_ranks, one_process):
     assert [float(row["train/learning_rate"]) for row in ours] == pytest.approx([0.005, 0.0075, 0.01])
 
 
-def test_adapters_too(two_ranks, one_process):
-    run = two_ranks.runs.root / "lora"
-    if two_ranks.strategy == "zero3":
-        assert "can't be used at ZeRO stage 3" in (run / "error.rank0.txt").read_text()
-        return
-    close(Runs.metrics(run), Runs.metrics(one_process.root / "lora"))
-    trained, reference = (load_file(r / "export/adapter_model.safetensors") for r in (run, one_process.root / "lora"))
-    assert trained.keys() == reference.keys()
-    for name, value in reference.items():
-        torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+def test_adapters_beside_a_base_in_bf16(two_ranks, one_process, tmp_path):
+    """The one process holds its base in bf16 too; with rounded rotary positions the losses are off by 2 %."""
+    if two_ranks.strategy == "ddp":
+        pytest.skip("DDP keeps float32 weights and casts in the layers")
+    run = two_ranks.runs.root / "lora_bf16"
+    close(Runs.metrics(run), Runs.metrics(one_process.root / "lora_bf16"), EXACT[:3], rel=1e-3)
+    main(["export", str(last_checkpoint(run)), "--output", str(tmp_path / "export")])
+    assert {value.dtype for value in exported(tmp_path).values()} == {torch.float32}
 
 
-def test_a_crash_changes_nothing(two_ranks):
-    whole, cut = (two_ranks.runs.root / name for name in ("sgd", "cut"))
+def test_an_adapted_head_is_refused_at_stage_3(two_ranks):
+    if two_ranks.strategy != "zero3":
+        pytest.skip("elsewhere it can be adapted")
+    error = (two_ranks.runs.root / "lora_head/error.rank0.txt").read_text()
+    assert error.startswith("ValueError: lora.target_modules adapts the head")
+
+
+@pytest.mark.parametrize("name", ["sgd", "lora"])
+def test_a_crash_changes_nothing(two_ranks, name):
+    whole, cut = (two_ranks.runs.root / folder for folder in (name, f"{name}_cut"))
     assert filled(cut) == filled(whole)
     assert len(Runs.metrics(cut)) == 3
     trained, reference = exported(cut), exported(whole)
+    assert trained.keys() == reference.keys()
     assert all(torch.equal(trained[name], value) for name, value in reference.items())
 
 
-def test_evaluations_are_those_of_one_process(two_ranks, one_process):
-    ours, theirs = two_ranks.runs.root / "sgd", one_process.root / "sgd"
+@pytest.mark.parametrize("run_name", ["sgd", "lora"])
+def test_evaluations_are_those_of_one_process(two_ranks, one_process, run_name):
+    ours, theirs = two_ranks.runs.root / run_name, one_process.root / run_name
     lines = [read_summaries(run / "removability/summary.jsonl") for run in (ours, theirs)]
     assert [(line.split, line.step) for line in lines[0]] == [("val", 3), ("val", 3)]
     assert [line.summaries["all"].num_items for line in lines[0]] == [5, 24]
@@ -202,8 +223,9 @@ def test_evaluations_are_those_of_one_process(two_ranks, one_process):
             assert one.kl == pytest.approx(other.kl, rel=1e-3, abs=1e-6)
 
 
-def test_no_checkpoint_holds_the_teacher(two_ranks):
-    checkpoint = last_checkpoint(two_ranks.runs.root / "sgd")
+@pytest.mark.parametrize("run_name", ["sgd", "lora"])
+def test_no_checkpoint_holds_the_teacher_or_a_base(two_ranks, run_name):
+    checkpoint = last_checkpoint(two_ranks.runs.root / run_name)
     if checkpoint.is_file():
         names = set(torch.load(checkpoint, weights_only=True)["state_dict"])
     else:
@@ -215,13 +237,23 @@ def test_no_checkpoint_holds_the_teacher(two_ranks):
             names |= {*(saved["frozen_param_shapes"] or {})}
     assert any(name.startswith("student.") for name in names)
     assert not any(name.startswith("teacher.") for name in names)
+    assert run_name == "sgd" or all(".lora_" in name for name in names)
+
+
+def test_export_of_a_checkpoint_with_adapters(two_ranks, tmp_path):
+    """Merged, the run's base and the one rebuilt here agree bit for bit: training has not touched it."""
+    run = two_ranks.runs.root / "lora"
+    for folder, merged in (("export", "false"), ("merged", "true")):
+        main(["export", str(last_checkpoint(run)), "--output", str(tmp_path / folder), "--merged", merged])
+    trained, weights = exported(run), exported(tmp_path)
+    assert weights.keys() == trained.keys()
+    assert all(torch.equal(weights[name], trained[name]) for name in weights)
 
 
 def test_export_of_a_checkpoint(two_ranks, tmp_path, capsys):
     run = two_ranks.runs.root / "sgd"
     main(["export", str(last_checkpoint(run)), "--output", str(tmp_path / "export")])
-    trained = exported(run)
-    weights = load_file(tmp_path / "export/model.safetensors")
+    trained, weights = exported(run), exported(tmp_path)
     assert weights.keys() == trained.keys()
     assert all(torch.equal(weights[name], trained[name]) for name in weights)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "export").dtype == torch.float32

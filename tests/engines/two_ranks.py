@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ class Job:
 def run(job: Job) -> None:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    before: dict[str, list[torch.Tensor]] = {}
+    before: dict[str, Any] = {}
 
     def log_step(own, self, *rest, **named):
         if self.trainer.global_step == job.crash_at:
@@ -60,15 +61,13 @@ def run(job: Job) -> None:
         return batches
 
     def add(own, self, rollouts, coef, scale, backward):
-        trainer = self.scorer.student.trainer_of_the_test
-        if job.poison_at is not None and trainer.global_step == job.poison_at:
+        if job.poison_at is not None and before["trainer"].global_step == job.poison_at:
             before.setdefault("weights", weights(self.scorer.student))
             scale = float("nan") if RANK == 1 else scale
         return own(self, rollouts, coef, scale, backward)
 
     def on_train_start(own, self):
-        self.student.__dict__["trainer_of_the_test"] = self.trainer
-        before["student"] = self.student
+        before["trainer"], before["student"] = self.trainer, self.student
         own(self)
 
     replaced = [

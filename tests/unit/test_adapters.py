@@ -209,6 +209,14 @@ def test_other_adapters_and_other_bases_are_refused(tiny_model_dir):
         record.check(None)
 
 
+def test_a_base_that_zero3_has_rounded_is_known_from_its_own_weights(tiny_model_dir):
+    rounded, model = (load_model(ModelSpec(str(tiny_model_dir), dtype=dtype)) for dtype in ("bfloat16", "float32"))
+    saved = AdapterRecord.of(LoRASpec(), rounded, "bfloat16").to_state()
+    AdapterRecord.of(LoRASpec(), model, saved["held_in"]).check(saved)
+    with pytest.raises(ValueError, match="another base"):
+        AdapterRecord.of(LoRASpec(), model).check(saved)
+
+
 def test_a_teacher_with_adapters_to_train_is_refused():
     with pytest.raises(ValueError, match=r"teacher\.model\.lora"):
         TeacherSpec("model", ModelSpec("x", lora=LoRASpec()))

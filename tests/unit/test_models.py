@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.models import (
     ModelSpec,
+    _restore_frequencies,
     check_plain_head,
     check_same_tokenizer,
     frozen_copy,
@@ -77,6 +78,18 @@ def test_a_soft_capped_head_is_refused():
 def test_padding_columns_are_cut(tiny_model_dir):
     model = load_model(ModelSpec(str(tiny_model_dir)))
     assert head_logits(model, torch.zeros(3, 32), 100).shape == (3, 100)
+
+
+def test_rounded_rotary_frequencies_are_made_again(tiny_model_dir):
+    model = load_model(ModelSpec(str(tiny_model_dir)))
+    rotary = model.model.rotary_emb
+    exact = {name: buffer.clone() for name, buffer in rotary.named_buffers()}
+    for name, buffer in exact.items():
+        setattr(rotary, name, buffer.bfloat16())
+    _restore_frequencies(model)
+    restored = dict(rotary.named_buffers())
+    assert restored.keys() == exact.keys()
+    assert all(torch.equal(restored[name], value) for name, value in exact.items())
 
 
 def test_frozen_copy_shares_nothing_and_learns_nothing(tiny_model_dir):

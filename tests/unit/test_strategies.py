@@ -13,7 +13,8 @@ from torch import nn
 from cli.checkpoints import last_checkpoint
 from cli.main import main
 from lightning_modules.checkpoint_folders import seal
-from lightning_modules.strategies import _check_lightning, parameter_shapes, whole_weights, zero_stage
+from lightning_modules.spread_weights import parameter_shapes
+from lightning_modules.strategies import _check_lightning, whole_weights, zero_stage
 from lightning_modules.updates import PlainUpdates, updates_for
 
 
