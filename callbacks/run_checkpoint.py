@@ -26,6 +26,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.checkpoint_io import UNFINISHED, WholeFileIO
 from callbacks.durable_files import disk_full_explained
@@ -121,11 +122,12 @@ class RunCheckpoint(ModelCheckpoint):
                 "strategy's timeout (docs/faults.md)."
             )
         saved = self._last_checkpoint_saved or str(getattr(trainer, "ckpt_path", None) or "")
-        exception.add_note(
-            f"The run's last checkpoint is {saved}. Continue with --ckpt_path last."
-            if saved
-            else "The run had no checkpoint yet. Start it again with --ckpt_path auto."
-        )
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if saved:
+            exception.add_note(f"The run's last checkpoint is {saved}. Continue with --ckpt_path last.")
+        elif trainer.global_step > 0:  # before the first step there is nothing to go on with
+            exception.add_note("The run had no checkpoint yet. Start it again with --ckpt_path auto.")
 
 
 @contextmanager

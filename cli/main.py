@@ -12,6 +12,7 @@ LightningCLI with four settings that are ours:
 
 from __future__ import annotations
 
+import difflib
 import sys
 import warnings
 from importlib import import_module
@@ -35,6 +36,7 @@ from callbacks.token_positions import TokenPositions
 from callbacks.view_sample import ViewSample
 from callbacks.weight_changes import WeightChanges
 from cli.checkpoints import last_checkpoint, last_checkpoint_or_start
+from cli.errors import refusal
 from cli.save_config import RunFolder, continue_wandb_run
 from datamodules.base import ContextDataModule
 from datamodules.classification import ClassificationDataModule
@@ -72,6 +74,8 @@ __all__ = [
 
 OTHER_COMMANDS = ("back_off", "data", "evaluate", "export", "extract", "plan", "replicate", "report", "sweep")
 """Those that are no subcommands of LightningCLI: cli/NAME.py has NAME_cli(words)."""
+FIT_COMMANDS = ("fit", "validate", "test", "predict")
+"""LightningCLI's."""
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/unnamed",
@@ -110,19 +114,25 @@ class ContextDistillationCLI(LightningCLI):
         elif config.get("ckpt_path") == "auto":
             found = last_checkpoint_or_start(folder)
             config["ckpt_path"] = None if found is None else str(found)
-        _check_kind_of_checkpoint(config.get("ckpt_path"), config["trainer"]["strategy"])
+        _check_checkpoint(config.get("ckpt_path"), config["trainer"]["strategy"])
         if self.subcommand == "fit" and config.get("ckpt_path") is not None:
             continue_wandb_run(config["trainer"])
         if self.subcommand != "fit" and config["trainer"]["limit_val_batches"] == 0:
             config["trainer"]["limit_val_batches"] = None
 
 
-def _check_kind_of_checkpoint(path: str | None, strategy: Any) -> None:
-    """Refuse DeepSpeed's folders where DeepSpeed is not asked for: Lightning would say that it can't open a folder.
+def _check_checkpoint(path: str | None, strategy: Any) -> None:
+    """Refuse a file that is not there, and DeepSpeed's folders where DeepSpeed is not asked for.
 
     Raises:
-        ValueError: naming the checkpoint.
+        FileNotFoundError: naming the checkpoint.
+        ValueError: naming the checkpoint; Lightning would say that it can't open a folder.
     """
+    if path is not None and path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
+        raise FileNotFoundError(
+            f"--ckpt_path: there is no checkpoint {path}. A run's are in RUN/checkpoints; "
+            "--ckpt_path last takes the newest."
+        )
     if path is not None and Path(path).is_dir() and "ZeRO" not in str(strategy):
         raise ValueError(
             f"{path} is a folder, written by ZeROStrategy. Continue it with the configs/strategy/zero*.yaml that "
@@ -152,6 +162,8 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
         # Imported when asked for: matplotlib, Optuna and the like are not needed elsewhere.
         getattr(import_module(f"cli.{words[0]}"), f"{words[0]}_cli")(words[1:])
         return None
+    if isinstance(words, list):
+        _check_command(words)
     _quiet_expected_warnings()
     jsonargparse.set_parsing_settings(
         omegaconf_absolute_to_relative_paths=True,
@@ -171,14 +183,33 @@ def main(args: ArgsType = None) -> ContextDistillationCLI | None:
 
 
 def _parser_kwargs() -> dict[str, Any]:
+    # The full usage, every flag on 140 lines, would stand before each error; --help lists them anyway.
+    usage = {name: {"usage": f"python -m cli {name} --config FILE ... [--KEY VALUE ...]"} for name in FIT_COMMANDS}
     return {
         "parser_mode": "omegaconf+",
         "prog": "python -m cli",
         "description": "Distil removable contexts and measure whether they are. Also: python -m cli "
-        "evaluate|export|plan|report|back_off|data|extract|replicate|sweep --help",
+        f"{'|'.join(OTHER_COMMANDS)} --help",
+        **usage,
     }
 
 
+def _check_command(words: list[str]) -> None:
+    """Refuse a first word that is no command; LightningCLI would name its own four only."""
+    if words and not words[0].startswith("-") and words[0] not in FIT_COMMANDS:
+        known = (*FIT_COMMANDS, *OTHER_COMMANDS)
+        meant = difflib.get_close_matches(words[0], known, n=1)
+        hint = f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(known)}."
+        print(f"python -m cli: error: {words[0]!r} is no command. {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
 def console() -> None:
-    """Entry point of the console script."""
-    main()
+    """Entry point of ``python -m cli`` and of the console script: `main`, and errors as a user should see them."""
+    try:
+        main()
+    except Exception as error:
+        message = refusal(error)
+        if message is None:
+            raise
+        sys.exit(message)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from cli.report_runs import Run
 from cli.report_tables import setting_title, tables_of
 
 JOB_TYPE = "report"
+SECTION_LENGTH = 80
+"""Most characters. W&B files a table as an artifact named run-ID-SECTION-TABLE, and refuses names above 128."""
 
 
 def log_report(
@@ -75,13 +78,23 @@ def log_report(
         ) from error
 
 
+def section_name(title: str) -> str:
+    """A setting's title without slashes, which would open sections of their own; shortened in its middle if long."""
+    name = title.replace(" / ", ", ").replace("/", "_")
+    if len(name) <= SECTION_LENGTH:
+        return name
+    mark = f"...{sha256(name.encode()).hexdigest()[:6]}..."  # two settings may differ in what is left out
+    half = (SECTION_LENGTH - len(mark)) // 2
+    return name[:half] + mark + name[-half:]
+
+
 def _values(
     wandb: Any, runs: Sequence[Run], comparisons: Sequence[Comparison], images: Sequence[tuple[str, Path]]
 ) -> dict[str, Any]:
     """Everything that is logged, by its name."""
     values: dict[str, Any] = {}
     for comparison in comparisons:
-        section = setting_title(comparison).replace(" / ", ", ").replace("/", "_")  # a slash would open a section
+        section = section_name(setting_title(comparison))
         for table in tables_of(comparison):
             values[f"{section}/{table.title}"] = wandb.Table(list(table.header), [list(row) for row in table.rows])
     if (probes := probe_table(comparisons)) is not None:

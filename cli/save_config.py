@@ -38,11 +38,15 @@ class RunFolder(SaveConfigCallback):
 
     RUN is ``trainer.default_root_dir``. A resumed fit (``--ckpt_path``) keeps the first config.yaml and writes its
     own as config.resumed.yaml; metrics of steps that will be repeated are cut off. The id of the run on W&B is kept in
-    RUN/wandb_id.txt, and a resumed fit goes on under it.
+    RUN/wandb_id.txt, and a resumed fit goes on under it. A fit that fails before it wrote anything else takes its
+    config away again, so that the corrected command is not refused.
 
     Raises:
         FileExistsError: if a fresh fit is pointed at a folder that holds a run.
     """
+
+    written: Path | None = None
+    """The config that this process wrote for a new run."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the folder and save the config, before anything is loaded."""
@@ -54,13 +58,14 @@ class RunFolder(SaveConfigCallback):
         taken = trainer.strategy.broadcast(path.exists() if trainer.is_global_zero else False)
         if taken and not resuming:
             raise FileExistsError(
-                f"{folder} already holds a run. Continue it with --ckpt_path last, choose another folder with "
+                f"{folder} already holds a run. Continue it with --ckpt_path auto, choose another folder with "
                 "--trainer.default_root_dir, or delete it."
             )
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             name = "config.resumed.yaml" if taken else "config.yaml"
             self.parser.save(self.config, folder / name, skip_none=False, overwrite=True, multifile=False)
+            self.written = None if taken else folder / name
             self.save_config(trainer, pl_module, stage)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger) and logger.version is not None:
@@ -74,6 +79,11 @@ class RunFolder(SaveConfigCallback):
             logger.log_hyperparams(
                 {key: config[key] for key in ("model", "data", "trainer", "seed_everything") if key in config}
             )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Take the config away where it is all that there is of the run."""
+        if self.written is not None and [*self.written.parent.iterdir()] == [self.written]:
+            self.written.unlink()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Cut off the metrics that a resumed run will write again."""

@@ -12,7 +12,9 @@ Lightning's logger writes on rank zero only.
     SWEEPS/NAME/trials.csv      one row per trial
 
 The metric is read from the run's metrics.csv (`RunCSVLogger`); the last value counts, as in W&B's summary. What a kill
-left unfinished is started again with the same values, in a folder of its own.
+left unfinished is started again with the same values, in a folder of its own; points of a grid whose runs failed are
+tried again in the next sitting. What is proposed follows from the seed, the number of the trial and the results so far:
+sittings change nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from cli.sweep_file import Choices, Parameter, Scalar, SweepFile, read_sweep_file
 
@@ -64,14 +68,15 @@ class SweepRunner:
         self.file, self.name, self.sweeps = read_sweep_file(path), path.stem, sweeps
         self.folder = sweeps / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.seed = seed
+        self.failed: list[Mapping[str, Scalar]] = []
+        """Values of the runs of this sitting that gave no value."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = JournalFileBackend(str(self.folder / "journal.log"))
-        sampler = {"bayes": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         early = self.file.early_terminate
         self.study = optuna.create_study(
             storage=optuna.storages.JournalStorage(journal),
             study_name=self.name,
-            sampler=sampler.get(self.file.method, optuna.samplers.RandomSampler)(seed=seed),
             pruner=optuna.pruners.NopPruner()
             if early is None
             else optuna.pruners.HyperbandPruner(min_resource=early.min_iter, reduction_factor=early.eta),
@@ -86,15 +91,20 @@ class SweepRunner:
         self.study.set_user_attr("file", signature)
 
     def run(self, count: int) -> None:
-        """Run trials until `count` are finished in all sittings together, or the grid is.
+        """Run trials until `count` (at most the file's run_cap) are finished in all sittings together, or the grid is.
 
         Raises:
             RuntimeError: if `MAX_FAILURES` runs in a row fail.
         """
         self._requeue_interrupted()
+        count = count if self.file.run_cap is None else min(count, self.file.run_cap)
         failures = 0
         while self._num_finished() < count and (trial := self._next_trial()) is not None:
-            failures = 0 if self._run_trial(trial) else failures + 1
+            if self._run_trial(trial):
+                failures = 0
+            else:
+                failures += 1
+                self.failed.append(dict(trial.params))
             self._write_table()
             if failures == MAX_FAILURES:
                 raise RuntimeError(
@@ -119,14 +129,24 @@ class SweepRunner:
         """The next trial; None where the grid is done."""
         from optuna.trial import TrialState
 
-        waiting = self.study.get_trials(states=(TrialState.WAITING,))
-        if self.file.method == "grid" and not waiting:
-            tried = [trial.params for trial in self.study.get_trials(deepcopy=False)]
+        trials = self.study.get_trials(deepcopy=False)
+        if self.file.method == "grid" and not any(trial.state == TrialState.WAITING for trial in trials):
+            tried = [trial.params for trial in trials if trial.state != TrialState.FAIL] + self.failed
             left = [values for values in self.file.grid() if values not in tried]
             if not left:
                 return None
             self.study.enqueue_trial(left[0])
+        self.study.sampler = self._sampler(len(trials))
         return self.study.ask()
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """What proposes trial `number`: its draws are its own, so that no sitting starts them again."""
+        import optuna
+
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        if self.file.method == "bayes":
+            return optuna.samplers.TPESampler(seed=seed)
+        return optuna.samplers.RandomSampler(seed=seed)
 
     def _run_trial(self, trial: optuna.Trial) -> bool:
         """Run it to its end, or prune it; whether it gave a value."""
@@ -240,8 +260,10 @@ def sweep_cli(args: Sequence[str]) -> None:
         parser.error(str(error))
     try:
         runner.run(options.count)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on.")
     _print_best(runner.file, runner.study)
 
 

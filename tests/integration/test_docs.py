@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import wandb
 
 from cli.main import main
 
@@ -42,31 +43,105 @@ def commands(path: Path) -> list[list[str]]:
     ]
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, tiny_model_dir, capsys):
+@pytest.fixture
+def run_document(tmp_path, monkeypatch, tiny_model_dir):
+    """Runs a document's commands in their order, made smaller, in a folder with configs/; returns their first words."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    names = {"my/model": str(tiny_model_dir), "step=000040.ckpt": "step=000002.ckpt"}
-    ran = []
-    for words in commands(ROOT / "README.md"):
-        if RUN_ELSEWHERE & {*words} or any("/experiment/" in word for word in words):
-            continue
-        args = [next((word.replace(old, new) for old, new in names.items() if old in word), word) for word in words]
-        model = ["--model.student.name", str(tiny_model_dir)] if words[0] == "fit" else []
-        main([*args, *model, *SMALLER.get(words[0], ())])
-        ran.append(words[0])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "data.yaml").write_text(
+        "data: {class_path: GeographyDataModule, init_args: {num_test: 24}}\n"
+        "model: {sampling: {max_completion_length: 4}}\n"
+    )
+    (tmp_path / "my_system_prompt.txt").write_text("Name the continent.\n\nNothing else.\n")
+    tiny = str(tiny_model_dir)
+    names = {"my/model": tiny, "my/base-model": tiny, "step=000040.ckpt": "step=000002.ckpt"}
+
+    def run(path: Path, placeholders: dict[str, str], runs: tuple[str, ...]) -> list[str]:
+        for name in runs:  # what the document takes for granted
+            consistency = "none" if name.endswith("none") else "no_context_anchor"
+            main(fit_words(name, consistency, tiny))
+        ran = []
+        for words in commands(path):
+            is_elsewhere = RUN_ELSEWHERE & {*words} or any("/experiment/" in word for word in words) or "..." in words
+            if is_elsewhere or "CONFIG" in words:
+                continue
+            for old, new in (names | placeholders).items():
+                words = [word.replace(old, new) for word in words]
+            model = ["--model.student.name", tiny] if words[0] == "fit" else []
+            main([*words, *model, *SMALLER.get(words[0], ())])
+            ran.append(words[0])
+        return ran
+
+    wandb.teardown()
+    yield run
+    wandb.finish()  # a run of this process would take the next test's values
+    wandb.teardown()
+
+
+def fit_words(folder: str, consistency: str, model: str) -> list[str]:
+    """A small fit of the quickstart."""
+    words = ["fit", "--config", "configs/quickstart.yaml", "--trainer.default_root_dir", folder]
+    return [*words, "--model.consistency", consistency, "--model.student.name", model, *SMALLER["fit"]]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_their_order(run_document):
+    ran = run_document(ROOT / "README.md", {}, ())
     assert ran[:3] == ["fit", "fit", "fit"]
     assert {"test", "evaluate", "report", "export"} <= set(ran)
-    assert (tmp_path / "report/removability.html").is_file()
-    assert (tmp_path / "student/model.safetensors").is_file()
+    assert Path("report/removability.html").is_file()
+    assert Path("student/model.safetensors").is_file()
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "placeholders", "runs", "expected"),
+    [
+        ("baselines", {}, ("runs/none", "runs/nca"), "fit fit fit evaluate fit back_off back_off report"),
+        ("evaluation", {}, (), "evaluate"),
+        ("faults", {}, (), "fit"),
+        ("language", {}, (), "fit"),
+        ("lora", {"RUN/": "runs/quickstart/no_context_anchor/"}, (), "fit export export evaluate"),
+        ("past_tense", {}, (), "fit"),
+        ("report", {}, ("runs/none", "runs/nca"), "report"),
+        ("report_tables", {}, tuple(f"runs/seed{n}/{m}" for n in (3, 4) for m in ("none", "nca")), "report"),
+        ("scale", {}, ("runs/x",), "fit export plan"),
+        ("wandb", {}, ("runs/quickstart/no_context_anchor",), "fit report"),
+    ],
+)
+def test_the_commands_of_a_page_run_in_their_order(run_document, page, placeholders, runs, expected):
+    if page == "past_tense":
+        pytest.importorskip("lemminflect")
+    assert run_document(ROOT / f"docs/{page}.md", placeholders, runs) == expected.split()
+
+
+def test_no_page_s_commands_are_forgotten():
+    run_above = {"baselines", "evaluation", "faults", "language", "lora", "past_tense", "report", "report_tables"}
+    run_above |= {"scale", "wandb", "README"}
+    run_in_tests_of_their_own = {
+        "data": "test_data_describe.py",
+        "engines": "tests/engines",
+        "experiments": "test_experiments.py",
+        "games": "test_extract.py",
+        "nodes": "test_launch_files.py, test_memory_plan.py",
+        "sweeps": "test_sweep.py",
+        "replication/README": "test_replicate.py",
+    }
+    with_commands = {
+        str(path.relative_to(ROOT / "docs" if "docs" in path.parts else ROOT).with_suffix(""))
+        for path in DOCUMENTS
+        if commands(path)
+    }
+    assert with_commands == run_above | run_in_tests_of_their_own.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path, "python") and "api" not in path.parts],
+                         ids=lambda path: path.name)  # fmt: skip
+def test_the_python_of_a_document_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    python = blocks(ROOT / "README.md", "python")
-    assert len(python) >= 2
-    for block in python:
-        exec(compile(block, "README.md", "exec"), {})
+    for block in blocks(path, "python"):
+        exec(compile(block, path.name, "exec"), {})
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -118,10 +118,9 @@ def arguments(path: Path, tiny_models: dict[str, Path], data_args: dict[str, lis
     return ["--config", str(path), *args, f"--trainer.default_root_dir={run}"]
 
 
+@pytest.mark.parametrize("consistency", ["none", "no_context_anchor"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_trains_two_steps(path, tiny_models, data_args, tmp_path):
-    # `none` and the method take turns over the files: each runs with every family and DataModule.
-    consistency = ("no_context_anchor", "none")[FILES.index(path) % 2]
+def test_trains_two_steps(path, consistency, tiny_models, data_args, tmp_path):
     main(["fit", *arguments(path, tiny_models, data_args, tmp_path), f"--model.consistency={consistency}"])
     with (tmp_path / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
@@ -159,6 +158,29 @@ def test_what_the_settings_share_is_the_same_in_every_file():
 
     assert len(shared(FILES[0])) > 30
     assert all(shared(path) == shared(FILES[0]) for path in FILES)
+
+
+STANDINGS = r"\[(stated|OPCD|read off|open)\]"
+HYPERPARAMETERS = ("precision", "max_steps", "name", "system_message", "chat_template_kwargs", "max_completion_length",
+                   "temperature", "init_args: {lr", "consistency_coef", "support", "gradient_clip_norm", "path",
+                   "sources", "env_options", "max_turns", "num_seeds", "num_val", "num_test", "batch_size",
+                   "every_n_steps")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_hyperparameter_says_where_it_comes_from(path):
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    lines = [line for line in lines if line.startswith(HYPERPARAMETERS)]
+    assert len(lines) >= 14
+    assert [line for line in lines if not re.search(STANDINGS, line)] == []
+
+
+def test_nobody_published_the_mathematics_settings_but_opcd_s_data():
+    for path in FILES:
+        if path.stem.startswith("mathematics"):
+            settings = re.split(r"\nmodel:|\nremovability:", path.read_text())[1]
+            stated = re.findall(r"^ *(\S+): .*\[stated\]", settings, flags=re.M)
+            assert stated == ["temperature", "consistency_coef", "support"]
 
 
 def test_each_file_writes_where_its_name_says():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,51 @@ def test_interrupted_trials_start_again_and_another_file_is_refused(sweep, tmp_p
     with pytest.raises(SystemExit):
         sweep(2, method="random")
     assert "holds a sweep of another version" in capsys.readouterr().err
+
+
+SCORES = (
+    "import os,pathlib,sys; d=pathlib.Path(os.environ['SWEEPS_FOLDER'],os.environ['WANDB_SWEEP_ID'],"
+    "os.environ['WANDB_RUN_ID']); {check}; d.mkdir(); (d/'metrics.csv').write_text('step,score\\n1,2\\n')"
+)
+"""A program that logs one score, unless `check` ends it."""
+
+
+def scores(check: str = "0") -> dict:
+    """What makes a sweep of that program."""
+    command = ["${interpreter}", "-c", SCORES.format(check=check), "${args}"]
+    return {"metric": {"name": "score", "goal": "maximize"}, "command": command}
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_second_sitting_goes_on_with_other_values(sweep, tmp_path, method):
+    changes = {"method": method, "parameters": {"v": {"min": 0.0, "max": 1.0}}, **scores()}
+    sweep(2, **changes)
+    halves = [row["v"] for row in rows(sweep(4, **changes) / "trials.csv")]
+    assert len({*halves}) == 4
+    shutil.rmtree(tmp_path / "sweeps")
+    assert [row["v"] for row in rows(sweep(4, **changes) / "trials.csv")] == halves
+
+
+def test_a_point_of_the_grid_that_failed_is_tried_again_in_the_next_sitting(sweep, tmp_path):
+    allowed = tmp_path / "disk_is_free"
+    check = f"sys.argv[1] == '--v=2' and not os.path.exists({str(allowed)!r}) and sys.exit(1)"
+    changes = {"parameters": {"v": {"values": [1, 2, 3]}}, **scores(check)}
+    states = [(row["v"], row["state"]) for row in rows(sweep(9, **changes) / "trials.csv")]
+    assert states == [("1", "complete"), ("2", "fail"), ("3", "complete")]
+    allowed.touch()
+    states = [(row["v"], row["state"]) for row in rows(sweep(9, **changes) / "trials.csv")]
+    assert states == [("1", "complete"), ("2", "fail"), ("3", "complete"), ("2", "complete")]
+
+
+def test_run_cap_holds_and_may_be_raised(sweep):
+    changes = {"parameters": {"v": {"values": [1, 2, 3]}}, **scores()}
+    assert len(rows(sweep(9, run_cap=1, **changes) / "trials.csv")) == 1
+    assert len(rows(sweep(9, run_cap=2, **changes) / "trials.csv")) == 2
+
+
+def test_a_command_that_does_not_exist_ends_in_a_line(sweep):
+    with pytest.raises(SystemExit, match="/nowhere/python"):
+        sweep(1, **(scores() | {"command": ["/nowhere/python", "${args}"]}))
 
 
 def test_poor_runs_are_pruned(sweep):

@@ -167,6 +167,19 @@ def test_a_report_s_numbers_figures_and_files_are_logged(compared, reported):
     assert "report-report" in reported.artifacts
 
 
+def test_a_model_in_a_deep_folder_is_logged_too(tmp_path, monkeypatch):
+    """W&B refuses artifacts, and so tables, with names above 128 characters."""
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    deep = "/" + "a_long_folder/" * 12
+    runs = [
+        write_run(tmp_path / name, {10: make_records(6, 3, 1, 4)}, config_of("none", 1, model=f"{deep}{name}/model"))
+        for name in ("first", "second")
+    ]
+    main(["report", *map(str, runs), "--output", str(tmp_path / "report"), "--wandb", "removability"])
+    logged = read_offline_run(tmp_path / "report").history
+    assert len([name for name in logged if name.endswith("/Methods.path")]) == 2
+
+
 def test_undefined_and_unmeasured_values_are_neither_zero_nor_nan(reported):
     (logged,) = reported.tables("numbers/evaluations")
     (row,) = [row for row in (dict(zip(logged["columns"], cells, strict=True)) for cells in logged["data"])

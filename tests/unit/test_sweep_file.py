@@ -56,11 +56,27 @@ def test_every_kind_of_parameter(tmp_path):
         ({"mehtod": "grid"}, r"\['mehtod'\] not understood"),
         ({"parameters": {"a": {"values": [None]}}}, 'write "null" in quotes'),
         ({"parameters": {"a": {"values": [[1, 2]]}}}, "is no plain value"),
-        ({"parameters": {"a": {"min": 2, "max": 1}}}, "min not above max"),
+        ({"parameters": {"a": {"min": 2, "max": 1}}}, "min must not be above max"),
         ({"parameters": {"a": {"min": 0, "max": 1, "mu": 0}}}, r"\['mu'\] not understood"),
         ({"parameters": {"a": {"min": 0, "max": 1, "distribution": "normal"}}}, "distribution is 'normal'"),
         ({"parameters": {"a": {"min": 0.0, "max": 1.0}}, "method": "grid"}, "grid needs values"),
+        ({"metric": {"name": "x", "goal": "maximize", "target": 1}}, r"metric: \['target'\] not understood"),
+        ({"parameters": ["a"]}, r"parameters is \['a'\]"),
+        ({"parameters": {"a": {"value": 1, "values": [2]}}}, "write one of value, values"),
+        ({"parameters": {"a": {"value": 1, "min": 0, "max": 1}}}, "write one of value, values"),
+        ({"parameters": {"a": {}}}, r"parameters\.a\.min is None"),
+        ({"parameters": {"a": {"min": "1e-6", "max": "1e-4"}}}, r"min is '1e-6'.* write 1\.0e-6"),
+        ({"parameters": {"a": {"min": "low", "max": 3}}}, "min is 'low'.* must be numbers"),
+        ({"parameters": {"a": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}}, "min is 0; .* above 0"),
+        ({"parameters": {"a": {"min": 0, "max": 1.5, "distribution": "int_uniform"}}}, "must be whole numbers"),
+        ({"parameters": {"a": {"min": 0, "max": 1, "distribution": "q_uniform", "q": 0}}}, r"a\.q is 0"),
+        ({"command": "python -m cli fit"}, "write it as a list"),
+        ({"command": ["python", "${args_json}"]}, r"command: \['\$\{args_json\}'\] not understood"),
+        ({"command": ["python", "--project=${envvar:PROJECT}"]}, "not understood"),
+        ({"run_cap": 0}, "run_cap is 0; it must be a whole number, at least 1"),
         ({"early_terminate": {"type": "envelope"}}, "early_terminate"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": "two"}}, "min_iter is 'two'"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1}}, "eta is 1; .* at least 2"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "s": 2}}, r"\['s'\] not understood"),
     ],
 )
@@ -72,6 +88,13 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path, changes, message):
 def test_a_missing_file_says_where_sweeps_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="configs/sweeps"):
         read_sweep_file(tmp_path / "absent.yaml")
+
+
+def test_what_is_no_yaml_says_so(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("method: [grid,\n}")
+    with pytest.raises(ValueError, match="is no YAML file"):
+        read_sweep_file(path)
 
 
 def test_grid_goes_through_every_combination_in_the_file_s_order(tmp_path):
