@@ -213,7 +213,7 @@ class ContextDistillation(L.LightningModule):
         self.student: PreTrainedModel = student
         longest = max(self.sampling.max_completion_length, self.evaluation.max_completion_length)
         positions = min(student.config.get_text_config().max_position_embeddings, self.teacher.max_length(student))
-        positions = min(positions, self.engine_spec.vllm.max_model_len or positions)
+        positions = min(positions, self.engine_spec.max_length() or positions)
         self.renderer = ViewRenderer(self.tokenizer, self.view_spec, positions, longest)
         self.engine = make_engine(self.engine_spec, student, self.tokenizer, self.rollout_batch_size)
         self.rollout_engine: RolloutEngine = self.engine

@@ -182,7 +182,7 @@ def plan(run: Run) -> Plan:
     temporary = {"activations": activations(run), "vocabulary": vocabulary(run)}
     if is_spread:
         temporary["whole layers"] = 2 * 4 * run.student.largest_layer  # the heads of student and teacher
-    sampler = {"sampling": run.sampled_tokens * run.student.keys_values(computed)}
+    sampler = {"KV cache": run.sampled_tokens * run.student.keys_values(computed)}
     if is_spread:
         sampler["whole student"] = wide * run.student.parameters
     asleep = {"vLLM": run.vllm_bytes} if run.vllm_bytes else {}

@@ -12,7 +12,7 @@ from lightning_modules.rollout.engine import RolloutEngine
 from lightning_modules.rollout.hf import HFRolloutEngine
 from lightning_modules.rollout.vllm import VLLMRolloutEngine, VLLMSpec, vocabulary_width
 from lightning_modules.rollout.vllm_colocated import ColocatedVLLM
-from lightning_modules.rollout.vllm_server import VLLMServer
+from lightning_modules.rollout.vllm_server import VLLMServer, server_max_length
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,17 @@ class EngineSpec:
         """
         if self.kind == "hf" and self.vllm != VLLMSpec():
             raise ValueError("engine.vllm is set and engine.kind is 'hf': set engine.kind to vllm, or leave it out.")
+
+    def max_length(self) -> int | None:
+        """Tokens of the longest prompt with its completion that vLLM reads, a server being asked; None: no own limit.
+
+        Raises:
+            ConnectionError: if no server answers at its address.
+        """
+        limits = [self.vllm.max_model_len]
+        if self.vllm.server_url is not None:
+            limits.append(server_max_length(self.vllm.server_url))
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 def make_engine(

@@ -50,11 +50,11 @@ class VLLMServer:
         Raises:
             ConnectionError: if no vLLM server answers there.
         """
-        self._client = VLLMClient(url, "engine.vllm.server_url")
+        self._client = _client(url)
         self.url = self._client.url
         self.vocab_size, self.num_connections = vocab_size, num_connections
         self.has_adapters = has_adapters
-        self.model_name = self._client.get("/v1/models")["data"][0]["id"]
+        self.model_name = _model_card(self._client)["id"]
 
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSpec, seeds: Sequence[int], end_ids: Sequence[int]
@@ -136,6 +136,24 @@ class VLLMServer:
                 "student."
             ) from error
         return cast(list[str], answer["results"])
+
+
+def server_max_length(url: str) -> int | None:
+    """Tokens of the longest prompt with its completion that a server reads (--max-model-len); None: it does not tell.
+
+    Raises:
+        ConnectionError: if no vLLM server answers there.
+    """
+    length = _model_card(_client(url)).get("max_model_len")
+    return None if length is None else int(length)
+
+
+def _client(url: str) -> VLLMClient:
+    return VLLMClient(url, "engine.vllm.server_url")
+
+
+def _model_card(client: VLLMClient) -> dict[str, Any]:
+    return cast(dict[str, Any], client.get("/v1/models")["data"][0])  # adapters come behind it
 
 
 def _sampled(choice: dict[str, Any]) -> Sampled:

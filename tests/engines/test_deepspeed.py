@@ -101,9 +101,10 @@ def validated_run(root: Path, model: Path, name: str) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def one_process(tiny_model_dir, tmp_path_factory) -> Runs:
-    """The same settings in this process: "sgd", and "adam" with a schedule."""
+def one_process(tiny_model_dir, vllm_model_dir, tmp_path_factory) -> Runs:
+    """The same settings in this process: "sgd", a "wider" teacher, and "adam" with a schedule."""
     runs = validated_run(tmp_path_factory.mktemp("one"), tiny_model_dir, "sgd")
+    runs.fit("wider", *SETTINGS, *wider_teacher(vllm_model_dir))
     runs.fit("adam", *SETTINGS, *ADAM)
     runs.fit("lora", *SETTINGS, *LORA)
     main(runs.args("validate", "lora", *SETTINGS, *LORA, "--ckpt_path", "last"))
@@ -112,7 +113,7 @@ def one_process(tiny_model_dir, tmp_path_factory) -> Runs:
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
-def two_ranks(request, one_process, tmp_path_factory) -> Iterator[TwoRanks]:
+def two_ranks(request, one_process, vllm_model_dir, tmp_path_factory) -> Iterator[TwoRanks]:
     """All runs of one strategy."""
     strategy = request.param
     if strategy != "ddp":
@@ -123,6 +124,7 @@ def two_ranks(request, one_process, tmp_path_factory) -> Iterator[TwoRanks]:
         ranks.job("fit", f"{name}_cut", *args, crash_at=3)
         ranks.job("fit", f"{name}_cut", *args, "--ckpt_path", "last")
         ranks.job("validate", name, *args, "--ckpt_path", "last")
+    ranks.job("fit", "wider", *wider_teacher(vllm_model_dir))
     ranks.job("fit", "poisoned", poison_at=1, fails=True)
     ranks.job("fit", "adam", *ADAM, *offload(strategy))
     if strategy != "ddp":
@@ -133,6 +135,11 @@ def two_ranks(request, one_process, tmp_path_factory) -> Iterator[TwoRanks]:
         ranks.job("fit", "lora_head", "--model.student.lora.target_modules", "[q_proj, lm_head]", fails=True)
     ranks.start()
     return ranks
+
+
+def wider_teacher(folder: Path) -> tuple[str, ...]:
+    """Another model of the same tokenizer: layers twice as wide, and a head with padding columns."""
+    return ("--model.teacher.kind", "model", "--model.teacher.model.name", str(folder))
 
 
 def offload(strategy: str) -> tuple[str, ...]:
@@ -173,6 +180,14 @@ def test_losses_and_weights_are_those_of_one_process(two_ranks, one_process, nam
         torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     counts = [(ours / f"micro_batches.rank{rank}").read_text().split()[:3] for rank in (0, 1)]
     assert counts[0] != counts[1]  # else nothing ragged has been seen
+
+
+def test_a_teacher_of_another_size_too(two_ranks, one_process):
+    ours, theirs, own = (Runs.metrics(root / name) for root, name in (
+        (two_ranks.runs.root, "wider"), (one_process.root, "wider"), (one_process.root, "sgd")
+    ))  # fmt: skip
+    close(ours, theirs)
+    assert all(row["train/opd"] != other["train/opd"] for row, other in zip(theirs, own, strict=True))
 
 
 def test_adam_a_schedule_and_offload_too(two_ranks, one_process):

@@ -9,10 +9,12 @@ import subprocess
 import pytest
 
 from lightning_modules.context_distillation import ContextDistillation
-from tests.engines.test_vllm_server import url  # noqa: F401  # the server, as a process of its own
+from tests.engines.test_vllm_server import training_server
 from tests.integration.conftest import CONFIG, Runs
 
 pytest.importorskip("vllm", reason="vllm is not installed: make test-engines installs it")
+
+SERVER = ("--model.engine.kind", "vllm", "--model.engine.vllm.mode", "server", "--model.engine.vllm.server_url")
 
 
 @pytest.fixture
@@ -27,36 +29,39 @@ def test_a_kv_cache_without_room_names_the_settings(runs):
     assert not (runs.root / "run/metrics.csv").exists()
 
 
-def test_a_server_that_is_killed_within_a_run(runs, url, monkeypatch):  # noqa: F811
-    """kill -9 after the first step. Without it the run goes on with another sampler, from that step's checkpoint."""
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [("server", "No vLLM server answers at"), ("engine", "has lost its engine, most likely for want of memory")],
+)
+def test_a_server_that_is_killed_within_a_run(runs, vllm_model_dir, tmp_path, monkeypatch, victim, message):
+    """kill -9 after the first step. Without it the run goes on with another sampler, from that step's checkpoint.
+
+    The engine alone is what a kernel without memory kills: it holds the weights and the KV cache.
+    """
     own = ContextDistillation._log_step
-    port = url.rsplit(":", 1)[1]
+    with training_server(vllm_model_dir, tmp_path / "log") as url:
 
-    def log_step(self, *args):
-        own(self, *args)
-        for pid in processes_of(port):
-            os.kill(pid, signal.SIGKILL)
+        def log_step(self, *args):
+            own(self, *args)
+            for pid in processes_of(url, victim):
+                os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(ContextDistillation, "_log_step", log_step)
-    server = (
-        "--model.engine.kind",
-        "vllm",
-        "--model.engine.vllm.mode",
-        "server",
-        "--model.engine.vllm.server_url",
-        url,
-    )
-    with pytest.raises(ConnectionError, match=r"No vLLM server answers at .*--ckpt_path last") as lost:
-        runs.fit("run", *server)
+        monkeypatch.setattr(ContextDistillation, "_log_step", log_step)
+        with pytest.raises(ConnectionError, match=rf"{message}(.|\n)*--ckpt_path last") as lost:
+            runs.fit("run", *SERVER, url)
+    assert url in str(lost.value)
     assert lost.value.__notes__[-1].startswith(f"The run's last checkpoint is {runs.root}/run/checkpoints/step=000001")
     monkeypatch.undo()
     run = runs.fit("run", "--ckpt_path", "last")
     assert [row["step"] for row in runs.metrics(run)] == ["1", "2", "3"]
 
 
-def processes_of(port: str) -> list[int]:
-    """The server and the engine that it started."""
-    return [pid for server in pids("-f", "--", f"--port {port} ") for pid in (server, *pids("-P", str(server)))]
+def processes_of(url: str, victim: str) -> list[int]:
+    """The engine that the server started, and the server itself where that is to die too."""
+    (server,) = pids("-f", "--", f"--port {url.rsplit(':', 1)[1]} ")
+    engines = pids("-P", str(server), "-f", "EngineCore")
+    assert engines
+    return [server, *engines] if victim == "server" else engines
 
 
 def pids(*pattern: str) -> list[int]:

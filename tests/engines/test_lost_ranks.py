@@ -46,6 +46,20 @@ def test_ten_kills_of_two_ranks_change_nothing(runs, strategy):
     same_files(runs.root / "killed", runs.root / "whole")
 
 
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_a_kill_at_each_stage_changes_nothing(runs, stage):
+    """Both ranks by kill -9, a random moment after the fourth step."""
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed: make test-engines installs it")
+    args = on_two_ranks(stage, "--trainer.max_steps", "7")
+    if stage == "zero3":  # the tiny model's parameters are all below the default
+        args += ("--trainer.strategy.persistence_threshold", "0")
+    kill(runs, "whole", args, num_ranks=2, num_kills=0)
+    (end,), _ = kill(runs, "killed", args, num_ranks=2, num_kills=1)
+    assert end["codes"] == [-9, -9]
+    assert 4 <= end["row"] < 7
+    same_files(runs.root / "killed", runs.root / "whole")
+
+
 @pytest.mark.parametrize("lost", ["0", "1"])
 def test_a_rank_that_dies_takes_the_other_with_it(runs, strategy, lost):
     """Whether the first rank or the second dies, the other ends by itself, says why, and the run can be continued."""

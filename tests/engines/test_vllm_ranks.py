@@ -21,7 +21,7 @@ def one_process(vllm_model_dir, tmp_path_factory):
     return runs
 
 
-@pytest.fixture(scope="module", params=["ddp", "zero3"])
+@pytest.fixture(scope="module", params=["ddp", "zero2", "zero3"])
 def two_ranks(request, one_process, tmp_path_factory):
     """Five items to evaluate in a fit, two at a time: the ranks have different numbers of batches."""
     if request.param != "ddp":

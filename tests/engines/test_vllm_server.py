@@ -57,7 +57,11 @@ def vllm_server(model: Path, log: Path, *args: str, **variables: str) -> Iterato
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:  # one whose engine was killed waits for its requests for ever
+                process.kill()
+                process.wait()
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 600.0) -> None:
@@ -73,14 +77,20 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: 
     raise TimeoutError(log.read_text()[-3000:])
 
 
-@pytest.fixture(scope="module")
-def url(vllm_model_dir, tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log"
-    width = len(AutoTokenizer.from_pretrained(vllm_model_dir))
+@contextmanager
+def training_server(model: Path, log: Path) -> Iterator[str]:
+    """A server that takes weights and adapters, as docs/engines.md starts it."""
+    width = len(AutoTokenizer.from_pretrained(model))
     cut = ("--load-format", "dummy", "--hf-overrides", json.dumps({"vocab_size": width}))
     options = (*cut, "--worker-extension-cls", QUALIFIED_NAME, "--enable-lora", "--max-lora-rank", "8")
     variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    with vllm_server(vllm_model_dir, log, *options, **variables) as url:
+    with vllm_server(model, log, *options, **variables) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url(vllm_model_dir, tmp_path_factory):
+    with training_server(vllm_model_dir, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 
 
@@ -244,6 +254,26 @@ def test_a_server_with_fixed_weights_does_not_train(vllm_model_dir):
                 generate(engine, GREEDY)
         finally:
             server.shutdown()
+
+
+def test_a_prompt_beyond_the_servers_window_stops_before_the_first_step(url, vllm_model_dir, tmp_path):
+    """The model reads 2,048 tokens, the server was started for 1,024."""
+    context = tmp_path / "long.txt"
+    context.write_text("continent " * 1200)
+    (tmp_path / "config.yaml").write_text(CONFIG.format(model=vllm_model_dir))
+    runs = Runs(tmp_path, tmp_path / "config.yaml")
+    server = (
+        "--model.engine.kind",
+        "vllm",
+        "--model.engine.vllm.mode",
+        "server",
+        "--model.engine.vllm.server_url",
+        url,
+    )
+    own = ("--data.init_args.context", str(context), "--model.views.context_slot", "system")
+    with pytest.raises(ValueError, match=r"Item 'geonames:.*model positions 1024 less max_completion_length"):
+        runs.fit("run", *own, *server)
+    assert not (tmp_path / "run/metrics.csv").exists()
 
 
 def test_a_missing_server_is_named(vllm_model_dir):

@@ -112,6 +112,8 @@ def test_the_command(tiny_model_dir, tmp_path, capsys):
     assert "micro-batches of 2048 tokens, 1024 of them completions" in text
     for strategy in ("single", "ddp", "zero1", "zero2", "zero3"):
         assert f"\n{strategy} " in text
+    for part in ("parameters", "gradient", "optimizer", "teacher", "activations", "vocabulary", "KV cache"):
+        assert f"\n  {part} " in text
     assert "does not fit" not in text
     main(["plan", "--config", str(config), "--memory_gb", "0.0001"])
     assert "single does not fit. Try: more GPUs" in capsys.readouterr().out
