@@ -29,7 +29,7 @@ from lightning_modules.memory_plan import (
     suggestion,
     usable_bytes,
 )
-from lightning_modules.models import ModelSpec, model_location
+from lightning_modules.models import LoadErrors, ModelSpec, model_location
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
@@ -169,7 +169,8 @@ def adapter_parameters(spec: ModelSpec) -> int:
 
 def _without_weights(spec: ModelSpec) -> PreTrainedModel:
     gguf = {} if spec.gguf_file is None else {"gguf_file": spec.gguf_file}
-    config = AutoConfig.from_pretrained(model_location(spec), revision=spec.revision, **gguf)
+    with LoadErrors(spec, "config"):
+        config = AutoConfig.from_pretrained(model_location(spec), revision=spec.revision, **gguf)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model

@@ -192,7 +192,7 @@ def test_a_finished_run_resumes_to_nothing(runs):
 def test_a_folder_with_a_run_is_not_written_over(runs):
     run = runs.fit("run")
     before = (run / "metrics.csv").read_bytes()
-    with pytest.raises(FileExistsError, match="--ckpt_path last"):
+    with pytest.raises(FileExistsError, match="--ckpt_path auto"):
         runs.fit("run")
     assert (run / "metrics.csv").read_bytes() == before
 

@@ -122,6 +122,14 @@ def test_the_command(tiny_model_dir, tmp_path, capsys):
     assert "A100-80" in capsys.readouterr().err
 
 
+def test_a_model_that_is_not_here_says_what_to_give(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {student: {name: absent/model}}\n")
+    with pytest.raises(SystemExit):
+        main(["plan", "--config", str(config), "--gpu", "H100"])
+    assert "Could not load the config of model 'absent/model'" in capsys.readouterr().err
+
+
 def test_adapters_and_a_teacher_elsewhere(tiny_model_dir, tmp_path):
     def run(model: str) -> Run:
         config = tmp_path / "config.yaml"
