@@ -193,8 +193,11 @@ class ZeROStrategy(DeepSpeedStrategy):
         super().save_checkpoint(checkpoint, unfinished, storage_options)  # ends with a barrier of DeepSpeed's
         if self.is_global_zero:
             seal(unfinished)
-            shutil.rmtree(target, ignore_errors=True)
+            replaced = target.with_name(target.name + ".replaced.unfinished")
+            if target.exists():  # the step that a run continued from; removing it first would take as long as it is large
+                target.rename(replaced)
             unfinished.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
