@@ -194,7 +194,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self.is_global_zero:
             seal(unfinished)
             replaced = target.with_name(target.name + ".replaced.unfinished")
-            if target.exists():  # the step that a run continued from; removing it first would take as long as it is large
+            if target.exists():  # the step that a run continued from; to remove it first takes as long as it is large
                 target.rename(replaced)
             unfinished.rename(target)
             shutil.rmtree(replaced, ignore_errors=True)
