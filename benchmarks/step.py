@@ -64,6 +64,11 @@ NOISE = 0.02
 """Standard deviation of the noise on the student's weights, over that of the weights themselves."""
 
 
+BF16_TOLERANCE = 0.05
+"""Relative. TRL makes its loss in bfloat16: 0.0473 where the textbook's and ours, made in float32, are 0.0462 and
+0.0460."""
+
+
 @dataclass(frozen=True, slots=True)
 class Models:
     """What every contestant of every case shares."""
@@ -171,7 +176,7 @@ def _compare(
         norm = nn.utils.get_total_norm([p.grad for p in student.parameters() if p.grad is not None])
         student.zero_grad()
         found[one.name] = (loss, weight * float(norm))
-    check_agreement(found, 2e-2 if student.dtype == torch.bfloat16 else 1e-3)
+    check_agreement(found, BF16_TOLERANCE if student.dtype == torch.bfloat16 else 1e-3)
     return found
 
 
