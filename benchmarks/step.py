@@ -64,9 +64,10 @@ NOISE = 0.02
 """Standard deviation of the noise on the student's weights, over that of the weights themselves."""
 
 
-BF16_TOLERANCE = 0.05
-"""Relative. TRL makes its loss in bfloat16: 0.0473 where the textbook's and ours, made in float32, are 0.0462 and
-0.0460."""
+TOLERANCES = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.05, 0.2)}
+"""Relative, of losses and of gradient norms. In bfloat16 they differ by its noise: with a context of 512, norms of 10.5
+(ours), 11.4 (TRL) and 11.7 (textbook) where float32 has 12.5 for ours and the textbook alike; log-probabilities of a
+packed row and of full rows are equally far from float32's, 0.051 and 0.050 nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +177,20 @@ def _compare(
         norm = nn.utils.get_total_norm([p.grad for p in student.parameters() if p.grad is not None])
         student.zero_grad()
         found[one.name] = (loss, weight * float(norm))
-    check_agreement(found, BF16_TOLERANCE if student.dtype == torch.bfloat16 else 1e-3)
+    check_agreement(found, *TOLERANCES[student.dtype])
     return found
 
 
-def check_agreement(found: Mapping[str, tuple[float, float]], tolerance: float) -> None:
-    """Contestants with the same objective must have the same loss and gradient norm.
+def check_agreement(found: Mapping[str, tuple[float, float]], loss_tolerance: float, norm_tolerance: float) -> None:
+    """Contestants with the same objective must have the same loss and gradient norm, to relative tolerances.
 
     Raises:
         RuntimeError: if they have not, or if there is nothing to compare because all are 0.
     """
     for objective in ("OPD", "NCA"):
         members = [name for name in found if name.endswith(objective)]
-        for values in zip(*(found[name] for name in members), strict=True):
+        columns = zip(*(found[name] for name in members), strict=True)
+        for values, tolerance in zip(columns, (loss_tolerance, norm_tolerance), strict=True):
             if not all(value > 0.0 and abs(value - values[0]) <= tolerance * values[0] for value in values):
                 raise RuntimeError(f"{members} do not compute the same thing: {values}.")
 

@@ -130,7 +130,8 @@ def differing_choices(configs: list[RunConfig]) -> list[str]:
     names = sorted({name for config in configs for name in config.choices})
     if any(config.untrained for config in configs):
         names = [name for name in names if all(name in config.choices for config in configs)]
-    return [name for name in names if len({config.choices.get(name) for config in configs}) > 1]
+    # A null is what no line says: the config of an older version lacks the settings that came later.
+    return [name for name in names if len({config.choices.get(name, "None") for config in configs}) > 1]
 
 
 def _choices(model: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from callbacks.removability_seeds import seed_difference
 from callbacks.removability_statistics import holm, mcnemar_p, wilson_interval
 from cli.report_cells import reasons_cell
 from cli.report_comparison import compare
-from cli.report_config import read_config
+from cli.report_config import RunConfig, differing_choices, read_config
 from cli.report_numbers import STATISTICS_HEADER, as_csv, statistic_numbers
 from cli.report_paper import NUMBERS, all_settings_tables, paper_table
 from cli.report_runs import read_runs
@@ -528,3 +528,11 @@ def test_latex_is_escaped_and_every_environment_and_row_is_closed(tmp_path):
     assert "#" not in bare
     assert "~" not in bare
     assert latex.isascii()
+
+
+def test_a_setting_that_an_older_version_lacked_is_no_difference_where_it_is_null():
+    older = RunConfig(choices={"model.beta": "1.0"})
+    newer = RunConfig(choices={"model.beta": "1.0", "model.teacher.server_url": "None"})
+    served = RunConfig(choices={"model.beta": "1.0", "model.teacher.server_url": "http://localhost:8001"})
+    assert differing_choices([older, newer]) == []
+    assert differing_choices([older, served]) == differing_choices([newer, served]) == ["model.teacher.server_url"]
