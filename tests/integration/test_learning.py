@@ -45,6 +45,20 @@ class Riddles(ContextDataModule):
         return grade_choice_mention(completion, example.answer, {answer: (answer,) for answer in ANSWERS})
 
 
+def predicted(model, tokenizer, prompt, answer):
+    """Logits (T, V) at the tokens of an answer, and the tokens (T,), the end token with them."""
+    completion = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+    return logits, torch.tensor(completion)
+
+
+@torch.no_grad()
+def knows_all(model, tokenizer, pairs):
+    """Whether greedy decoding behind the context gives every answer."""
+    answers = (predicted(model, tokenizer, pair.with_context_ids, right) for pair, right in pairs)
+    return all(torch.equal(logits.argmax(-1), completion) for logits, completion in answers)
+
+
 @pytest.fixture(scope="module")
 def schooled_model(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Right behind the context, uniformly random without it."""
@@ -55,17 +69,20 @@ def schooled_model(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for step in range(400):
+        for step in range(3_000):
+            # Rounding differs between machines, and so does the step at which the last question is learnt.
+            if step >= 400 and step % 50 == 0 and knows_all(model, tokenizer, pairs):
+                break
             pair, right = pairs[step * 7 % 16]
             guess = ANSWERS[int(torch.randint(4, ()))]
             loss = torch.zeros(())
             for prompt, answer in ((pair.with_context_ids, right), (pair.no_context_ids, guess)):
-                completion = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-                logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
-                loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(completion))
+                loss = loss + torch.nn.functional.cross_entropy(*predicted(model, tokenizer, prompt, answer))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        else:
+            pytest.fail("The model did not learn its questions in 3,000 steps.")
     folder = tmp_path_factory.mktemp("schooled")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
