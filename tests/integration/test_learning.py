@@ -98,7 +98,7 @@ def distil(model: Path, root: Path, consistency: str) -> list:
     )
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=40,
+        max_steps=100,
         max_epochs=-1,
         limit_val_batches=0,
         logger=False,
