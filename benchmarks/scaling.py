@@ -3,9 +3,11 @@
     python -m benchmarks.scaling --output benchmarks/results       writes scaling-cpu.json and scaling-cpu.svg there
 
 The body is SmolLM2-135M's (its config with random weights; times do not depend on the values). Each point is the median
-of alternating turns, beside the seconds that the counted operations (`workload`) take at the speed of a plain pass of
-the base shape, and the slope of both since the point before. Where the measured line leaves the counted one, something
-other than arithmetic costs time; the slope itself changes where another term takes over:
+of its turns, beside the seconds that the counted operations (`workload`) take at the speed of a plain pass of the base
+shape, and the slope of both since the point before. The plain pass is timed at every point; its speed, and what a
+backward pass costs beside it, are the medians over the points of an axis, so that the counted line bends only where the
+arithmetic does. Where the measured line leaves the counted one, something other than arithmetic costs time; the slope
+itself changes where another term takes over:
 
     context      P linear work of its tokens, then P^2 attention within it; suffixes attend to it, linear
     batch        linear: suffixes share one context
@@ -42,10 +44,11 @@ AXES: dict[str, tuple[int, ...]] = {
     "completion": (8, 32, 128, 256),
     "vocabulary": (8_192, 49_152, 151_936),
 }
+SHOWN = ("value", "micro_batches", "median_s", "counted_s", "ms_per_unit", "counted_ms_per_unit")
 
 
 def measure(config: PreTrainedConfig, shape: Shape, options: argparse.Namespace, tokenizer: Any) -> dict[str, float]:
-    """Median seconds of a whole step, and the seconds that its counted operations should take."""
+    """Median seconds of a whole step and of its update, its counted operations, and a plain pass timed beside it."""
     torch.manual_seed(0)
     student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype))
     student = student.to(options.device).train()
@@ -66,13 +69,28 @@ def measure(config: PreTrainedConfig, shape: Shape, options: argparse.Namespace,
             steps.append(scores.seconds + update.seconds)
             updates.append(update.seconds)
     trained_forwards, forward_s, operations = plain_pass(student, BASE, options.repetitions)
-    passes = shared_passes(shape, True, ours.num_micro_batches)
-    counted = total(passes, Costs.of(student), trained_forwards) * forward_s / operations
+    passes, costs = shared_passes(shape, True, ours.num_micro_batches), Costs.of(student)
+    scored = total(passes, costs, trained_forwards=0.0)
     return {
         "median_s": statistics.median(steps),
-        "counted_s": counted + statistics.median(updates),
+        "update_s": statistics.median(updates),
         "micro_batches": ours.num_micro_batches,
+        "scored_operations": scored,
+        "trained_operations": total(passes, costs, trained_forwards=1.0) - scored,
+        "plain_operations_per_s": operations / forward_s,
+        "trained_forwards": trained_forwards,
     }
+
+
+def with_counted_seconds(points: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The points, each with the seconds that its counted operations and its update should take."""
+    speed = statistics.median(point["plain_operations_per_s"] for point in points)
+    trained_forwards = statistics.median(point["trained_forwards"] for point in points)
+    rows = []
+    for point in points:
+        operations = point["scored_operations"] + trained_forwards * point["trained_operations"]
+        rows.append({**point, "counted_s": operations / speed + point["update_s"]})
+    return rows
 
 
 def with_slopes(points: Sequence[dict[str, float]]) -> list[dict[str, float | None]]:
@@ -121,7 +139,7 @@ def main(args: list[str] | None = None) -> None:
     config = AutoConfig.from_pretrained(model_location(spec), **gguf)
     cases: dict[str, list[dict[str, float]]] = {}
     for axis in options.axis:
-        points = cases[axis] = []
+        points: list[dict[str, float]] = []
         for value in AXES[axis]:
             changed, shape = copy.deepcopy(config), BASE
             if axis == "vocabulary":
@@ -129,7 +147,9 @@ def main(args: list[str] | None = None) -> None:
             else:
                 shape = replace(BASE, **{axis: value})
             points.append({"value": value, **measure(changed, shape, options, tokenizer)})
-        print(f"\n{axis}\n\n" + table(with_slopes(points)), flush=True)
+        cases[axis] = with_counted_seconds(points)
+        rows = [{name: row[name] for name in SHOWN} for row in with_slopes(cases[axis])]
+        print(f"\n{axis}\n\n" + table(rows), flush=True)
     if options.output:
         settings = {name: value for name, value in vars(options).items() if name not in ("output", "gguf_file")}
         result = {"settings": settings, "base": vars(BASE), "axes": cases}

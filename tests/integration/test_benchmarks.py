@@ -95,6 +95,22 @@ def test_scaling_writes_every_point_and_the_plot(tiny, tmp_path, monkeypatch):
     assert output.with_suffix(".svg").read_text().startswith("<?xml")
 
 
+def test_counted_seconds_are_at_the_median_speed_of_the_plain_passes():
+    speeds, backward = (1e3, 4e3, 2e3), (3.0, 5.0, 4.0)
+    points = [
+        {
+            "update_s": 0.5,
+            "scored_operations": 1e3,
+            "trained_operations": 1e3 * i,
+            "plain_operations_per_s": speed,
+            "trained_forwards": r,
+        }
+        for i, (speed, r) in enumerate(zip(speeds, backward, strict=True))
+    ]
+    # At 2,000 operations a second: half a second scored, two seconds (4 x 0.5) for each 1,000 trained, and the update.
+    assert [row["counted_s"] for row in scaling.with_counted_seconds(points)] == [1.0, 3.0, 5.0]
+
+
 def test_slopes_are_those_between_neighbours():
     points = [
         {"value": v, "median_s": s, "counted_s": c} for v, s, c in [(0, 1.0, 1.0), (100, 2.0, 1.5), (300, 3, 3.5)]
