@@ -16,6 +16,10 @@ A run is ``python -m cli fit`` with these flags, in a folder of its own:
 
 A run that is kept is not made again. One that was killed goes on from its last checkpoint. One that was kept under
 other flags than FILE's stops the study: its folder would hold the results of something else.
+
+SIGTERM, SIGHUP and Ctrl-C end the runs in progress, each with a checkpoint, and then the study, with exit code 75. A
+run outlives a study that is killed otherwise; it holds a lock on WORK/SETTING/METHOD/seed=N.lock, and while it does,
+another study leaves this run alone.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ import argparse
 import gzip
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +42,13 @@ from typing import Any
 import yaml
 
 from callbacks.durable_files import replace
+from callbacks.run_checkpoint import PREEMPTED
 from cli.checkpoints import last_checkpoint
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: no lock
+    fcntl = None  # type: ignore[assignment]
 
 KEPT_FILES = ("config.yaml", "metrics.csv")
 KEPT_FOLDERS = ("removability", "probes", "mechanism")
@@ -116,6 +128,8 @@ class Study:
             ValueError: if a kept run was made by other flags.
         """
         self.runs, self.kept, self.work = runs, kept, work
+        self.stopped_by: int | None = None
+        self._processes: set[subprocess.Popen[bytes]] = set()
         for run in runs:
             path = kept / run.name / COMMAND_FILE
             if path.exists() and path.read_text(encoding="utf-8") != _command_text(run):
@@ -130,7 +144,7 @@ class Study:
         return [run for run in self.runs if not (self.kept / run.name / COMMAND_FILE).exists()]
 
     def make(self, jobs: int, deadline: float | None = None) -> list[StudyRun]:
-        """Make what is missing, `jobs` runs side by side; return those that failed.
+        """Make what is missing, `jobs` runs side by side; return those that failed or, after a signal, are not made.
 
         Args:
             jobs: processes; each gets an equal share of the cores.
@@ -138,15 +152,47 @@ class Study:
         """
 
         def one(run: StudyRun) -> bool:
+            if self.stopped_by is not None:
+                return False
             return (deadline is not None and time.monotonic() > deadline) or self._make_one(run, jobs)
 
         missing = self.missing
-        with ThreadPoolExecutor(jobs) as pool:
+        with self._stopping_on_signals(), ThreadPoolExecutor(jobs) as pool:
             made = list(pool.map(one, missing))
         return [run for run, is_made in zip(missing, made, strict=True) if not is_made]
 
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """Signals that ask for an end go to the runs, which save a checkpoint; no further run is begun."""
+
+        def stop(signum: int, _: Any) -> None:
+            self.stopped_by = signum
+            for process in list(self._processes):
+                process.terminate()
+
+        wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+        # nohup ignores SIGHUP, and it stays so.
+        heard = [signum for signum in wanted if signal.getsignal(signum) is not signal.SIG_IGN]
+        before = {signum: signal.signal(signum, stop) for signum in heard}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
     def _make_one(self, run: StudyRun, jobs: int) -> bool:
         folder = self.work / run.name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f"{folder.name}.lock").open("wb") as lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    print(f"{run.name}: another process makes it in {folder}; let it end, or end it.", flush=True)
+                    return False
+            return self._make_locked(run, folder, jobs, lock.fileno())
+
+    def _make_locked(self, run: StudyRun, folder: Path, jobs: int, lock: int) -> bool:
         try:
             resume = ["--ckpt_path", str(last_checkpoint(folder))]
         except FileNotFoundError:
@@ -158,9 +204,22 @@ class Study:
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "TOKENIZERS_PARALLELISM": "false"}
         started = time.monotonic()
         with (folder / "fit.log").open("ab") as log:
-            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-        if status.returncode != 0:
-            print(f"{run.name}: ended with status {status.returncode}, see {folder / 'fit.log'}", flush=True)
+            # In a session of its own, so that Ctrl-C reaches it as the signal that leaves a checkpoint.
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=() if fcntl is None else (lock,),  # the lock lives as long as the run
+            )
+        self._processes.add(process)
+        if self.stopped_by is not None:  # the signal came before the process was noted
+            process.terminate()
+        status = process.wait()
+        self._processes.discard(process)
+        if status != 0:
+            print(f"{run.name}: ended with status {status}, see {folder / 'fit.log'}", flush=True)
             return False
         self._keep(run, folder)
         print(f"{run.name}: made in {time.monotonic() - started:.0f} s", flush=True)
@@ -215,5 +274,9 @@ def replicate_cli(args: Sequence[str]) -> None:
     print(f"{len(study.runs)} runs, {len(missing)} to make", flush=True)
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     failed = study.make(options.jobs, deadline)
+    if study.stopped_by is not None:
+        name = signal.Signals(study.stopped_by).name
+        print(f"{name}: stopped. Runs in progress left checkpoints; the same command goes on with them.", flush=True)
+        sys.exit(PREEMPTED)
     if failed:
         sys.exit(f"error: {len(failed)} runs failed: {', '.join(run.name for run in failed)}. The others are kept.")

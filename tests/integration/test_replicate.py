@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from callbacks.run_checkpoint import PREEMPTED
+from cli.checkpoints import last_checkpoint
 from cli.main import main
 from cli.replicate import Study, read_study
-
-ROOT = Path(__file__).parents[2]
+from tests.integration.conftest import ROOT
+from tests.integration.test_faults import wait_for
 
 
 @pytest.fixture
@@ -70,6 +76,40 @@ def test_a_killed_run_goes_on_from_its_checkpoint(study, tmp_path, runs):
     losses = [[row["train/loss"] for row in runs.metrics(made)] for made in (kept / run.name, tmp_path / "whole")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_study_saves_its_run_and_begins_no_other(study, tmp_path, tiny_config, runs, signum):
+    path = study(fit=["--config", str(tiny_config), "--trainer.max_steps", 100000])
+    folders = ("--kept", str(tmp_path / "kept"), "--work", str(tmp_path / "work"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "replicate", str(path), *folders],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    folder = tmp_path / "work/cities/some/opd/seed=1"
+    wait_for(folder / "checkpoints/step=000003.ckpt", process)
+    process.send_signal(signum)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED, errors
+    assert f"{signum.name}: stopped." in output
+    assert last_checkpoint(folder).name == f"step={len(runs.metrics(folder)):06d}.ckpt"  # the run has ended
+    assert not (tmp_path / "work/cities/some/nca/seed=1").exists()
+
+
+def test_a_run_that_another_process_makes_is_left_alone(study, tmp_path, capsys):
+    path = study(runs=[{"settings": ["cities/some"], "methods": ["opd"], "seeds": [1]}])
+    (run,) = read_study(path)
+    folder = tmp_path / "work" / run.name
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("of the other one\n")
+    with (folder.parent / "seed=1.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="1 runs failed"):
+            replicate(path)
+        assert f"another process makes it in {folder}" in capsys.readouterr().out
+        assert (folder / "metrics.csv").read_text() == "of the other one\n"
+    replicate(path)
+    assert not folder.exists()
 
 
 def test_a_failed_run_is_named_and_nothing_of_it_is_kept(study, tmp_path):
