@@ -99,6 +99,12 @@ def engine(url, vllm_model_dir):
     return engine_of(url, vllm_model_dir)
 
 
+def server_flags(url: str) -> tuple[str, ...]:
+    """Flags of a fit that samples on the server at `url`."""
+    kind = ("--model.engine.kind", "vllm", "--model.engine.vllm.mode", "server")
+    return (*kind, "--model.engine.vllm.server_url", url)
+
+
 def engine_of(url, vllm_model_dir, lora=None):
     model = AutoModelForCausalLM.from_pretrained(vllm_model_dir)
     if lora is not None:
@@ -184,16 +190,8 @@ def test_training_as_with_transformers(url, vllm_model_dir, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.format(model=vllm_model_dir))
     runs = Runs(tmp_path, tmp_path / "config.yaml")
     greedy = ("--model.sampling.temperature", "0")
-    server = (
-        "--model.engine.kind",
-        "vllm",
-        "--model.engine.vllm.mode",
-        "server",
-        "--model.engine.vllm.server_url",
-        url,
-    )
     hf = runs.metrics(runs.fit("hf", *greedy))
-    vllm = runs.metrics(runs.fit("vllm", *greedy, *server))
+    vllm = runs.metrics(runs.fit("vllm", *greedy, *server_flags(url)))
     for own, theirs in zip(vllm, hf, strict=True):
         assert float(own["train/loss"]) == pytest.approx(float(theirs["train/loss"]), rel=1e-4)
 
@@ -204,10 +202,8 @@ def test_two_ranks_share_the_server(url, vllm_model_dir, tmp_path):
     one = Runs(tmp_path / "one", tmp_path / "config.yaml")
     theirs = one.metrics(one.fit("run", *SETTINGS))
     ranks = TwoRanks(Runs(tmp_path, tmp_path / "config.yaml"), "ddp")
-    ranks.job("fit", "run", "--model.engine.kind", "vllm", "--model.engine.vllm.mode", "server",
-              "--model.engine.vllm.server_url", url)  # fmt: skip
-    ranks.job("fit", "lost", "--model.engine.kind", "vllm", "--model.engine.vllm.mode", "server",
-              "--model.engine.vllm.server_url", url, "--model.student.lora.r", "9", fails=True)  # fmt: skip
+    ranks.job("fit", "run", *server_flags(url))
+    ranks.job("fit", "lost", *server_flags(url), "--model.student.lora.r", "9", fails=True)
     ranks.start()
     close(ranks.runs.metrics(tmp_path / "run"), theirs, rel=1e-4)
     errors = [(tmp_path / f"lost/error.rank{rank}.txt").read_text() for rank in (0, 1)]
@@ -262,17 +258,9 @@ def test_a_prompt_beyond_the_servers_window_stops_before_the_first_step(url, vll
     context.write_text("continent " * 1200)
     (tmp_path / "config.yaml").write_text(CONFIG.format(model=vllm_model_dir))
     runs = Runs(tmp_path, tmp_path / "config.yaml")
-    server = (
-        "--model.engine.kind",
-        "vllm",
-        "--model.engine.vllm.mode",
-        "server",
-        "--model.engine.vllm.server_url",
-        url,
-    )
     own = ("--data.init_args.context", str(context), "--model.views.context_slot", "system")
     with pytest.raises(ValueError, match=r"Item 'geonames:.*model positions 1024 less max_completion_length"):
-        runs.fit("run", *own, *server)
+        runs.fit("run", *own, *server_flags(url))
     assert not (tmp_path / "run/metrics.csv").exists()
 
 
