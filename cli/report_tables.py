@@ -30,6 +30,7 @@ from cli.report_notes import comparison_notes
 from cli.report_paper import all_settings_tables, paper_table
 from cli.report_probes import probe_table
 from cli.report_runs import Run
+from cli.report_seeds import seed_table
 from cli.report_table import NOT_SHOWN, Table, latex_table, markdown_list, markdown_table, rich_table
 
 METRIC_HEADER = (
@@ -249,7 +250,7 @@ def short_table(comparison: Comparison) -> Table:
 
 def tables_of(comparison: Comparison) -> list[Table]:
     """Every table of a setting, the notes below the first."""
-    others = [make(comparison) for make in (difference_table, compute_table, control_table)]
+    others = [make(comparison) for make in (difference_table, seed_table, compute_table, control_table)]
     others.append(paper_table(comparison.setting))
     return [setting_table(comparison), *(table for table in others if table is not None)]
 
