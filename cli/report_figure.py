@@ -39,7 +39,6 @@ def draw_removability(settings: Settings) -> Figure:
             _finish_steps(accuracy)
             _finish_views(accuracy)
             _finish_harm(harm, curves)
-            _say_bands(harm, curves)
     return figure
 
 
@@ -94,29 +93,28 @@ def _finish_views(axes: Axes) -> None:
 def _finish_harm(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set(title="Harm: P(wrong with | right without)", ylabel="harm (%)")
     _finish_steps(axes)
-    harms = [summary.harm for curve in curves for at_step in curve.summaries for summary in at_step]
-    num_withheld = sum(harm is None for harm in harms)
     # From 0, and never so close that one flipped item looks like an effect.
+    harms = [summary.harm for curve in curves for at_step in curve.summaries for summary in at_step]
     tops = [112 * harm for harm in harms if harm is not None]
     tops += [1.12 * top for curve in curves for top in curve.band("harm", 100)[1] if not math.isnan(top)]
     axes.set_ylim(0, min(100.0, max([5.0, *tops])))
-    if num_withheld:
-        axes.text(
-            0.98,
-            0.97,
-            f"{num_withheld} of {len(harms)} points withheld\n(fewer than {MIN_HARM_ITEMS} items right without)",
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-            color=GREY,
-            fontsize=8,
-        )
+    axes.text(
+        *(0.02, 0.97, _said_in_panel(curves, harms)),
+        transform=axes.transAxes,
+        ha="left",
+        va="top",
+        color=GREY,
+        fontsize=7,
+    )
 
 
-def _say_bands(axes: Axes, curves: Sequence[Curve]) -> None:
+def _said_in_panel(curves: Sequence[Curve], harms: Sequence[float | None]) -> str:
     single = any(len(curve.method.runs) == 1 for curve in curves)
     several = any(len(curve.method.runs) > 1 for curve in curves)
     words = ["95 % Wilson interval"] * single + ["± standard deviation of the seeds"] * several
-    axes.text(
-        0.02, 0.97, f"bands: {'; '.join(words)}", transform=axes.transAxes, ha="left", va="top", color=GREY, fontsize=7
-    )
+    lines = [f"bands: {'; '.join(words)}"]
+    if num_withheld := sum(harm is None for harm in harms):
+        lines.append(
+            f"{num_withheld} of {len(harms)} points withheld (fewer than {MIN_HARM_ITEMS} items right without)"
+        )
+    return "\n".join(lines)

@@ -64,7 +64,7 @@ def _draw_last_step(axes: Axes, curve: Curve) -> None:
     change = _mean_change(last)
     low, high = (end[-1] for end in curve.band("harm", 100))
     bars = None if math.isnan(low) else [[max(0.0, harm - low)], [max(0.0, high - harm)]]
-    spread = None if len(last) == 1 else aggregate_seeds([_change(summary) for summary in last]).spread
+    spread = _spread(last)
     axes.errorbar(
         *([change], [harm]),
         yerr=bars,
@@ -104,6 +104,11 @@ def _finish(axes: Axes, curves: Sequence[Curve], with_paths: bool) -> None:
     )
     drawn = [at_step for curve in curves for at_step in (curve.summaries if with_paths else curve.summaries[-1:])]
     changes = [_change(summary) for at_step in drawn for summary in at_step if summary.harm is not None]
+    for curve in curves:  # the ends of the bars, which reach beyond two seeds
+        spread = _spread(curve.summaries[-1]) if curve.steps and not math.isnan(curve.points("harm")[-1]) else None
+        if spread is not None:
+            mean = _mean_change(curve.summaries[-1])
+            changes += [mean - spread, mean + spread]
     low, high = min([*changes, -2.0]), max([*changes, 2.0])
     axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     lasts = [summary for curve in curves for at_step in curve.summaries[-1:] for summary in at_step]
@@ -121,6 +126,11 @@ def _finish(axes: Axes, curves: Sequence[Curve], with_paths: bool) -> None:
 
 def _change(summary: RemovabilitySummary) -> float:
     return 100 * (summary.accuracy_with_context - summary.accuracy_no_context)
+
+
+def _spread(summaries: Sequence[RemovabilitySummary]) -> float | None:
+    """Standard deviation of the change between seeds; None with one."""
+    return None if len(summaries) == 1 else aggregate_seeds([_change(summary) for summary in summaries]).spread
 
 
 def _mean_change(summaries: Sequence[RemovabilitySummary]) -> float:

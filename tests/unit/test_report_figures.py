@@ -73,8 +73,20 @@ def test_a_curve_of_one_run_has_wilson_s_band_and_breaks_where_harm_is_withheld(
 
 def test_withheld_points_are_said_in_the_panels(tmp_path):
     settings = settings_of([write_run(tmp_path / "none", {0: LATE, 10: FEW}, config_of("none", 1))])
-    assert "1 of 2 points withheld\n(fewer than 20 items right without)" in texts(draw_removability(settings))
+    assert "1 of 2 points withheld (fewer than 20 items right without)" in texts(draw_removability(settings))
     assert 'no marker, harm withheld: "none"' in texts(draw_regimes(settings))
+
+
+def test_bars_between_seeds_end_within_the_regime_plane(tmp_path):
+    folders = [
+        write_run(tmp_path / f"none{seed}", {10: late}, config_of("none", seed))
+        for seed, late in ((1, make_records(50, 20, 0, 30)), (2, make_records(50, 0, 20, 30)))
+    ]
+    (axes,) = draw_regimes(settings_of(folders)).axes
+    low, high = axes.get_xlim()
+    spread = np.std([-20, 20], ddof=1)  # 28.3, beyond both
+    assert low < -spread
+    assert high > spread
 
 
 def test_the_regime_plane_places_each_method_at_its_last_step(tmp_path):
