@@ -1,6 +1,6 @@
 """Output tokens per second of both rollout engines at equal batches, in one run, side by side.
 
-    python -m benchmarks.engines --dtype bfloat16 --output engines.json
+    python -m benchmarks.engines --dtype bfloat16 --output benchmarks/results         writes engines-cpu.json there
 
 Every cell samples one story opening per prompt, at temperature 1, with the same weights and length limit; the first,
 short call of an engine is not timed. vLLM's sync of the weights is timed apart, and the distance between its
@@ -10,14 +10,13 @@ log-probabilities and the trainer's is measured on 64 completions: `sync_check.M
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.measuring import machine
+from benchmarks.measuring import write_result
 from datamodules.geonames import load_cities
 from lightning_modules.models import ModelSpec, freeze, load_model, load_tokenizer
 from lightning_modules.rollout.engine import RolloutEngine, SamplingSpec
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--gguf_file", default="SmolLM2-135M-Instruct.Q4_1.gguf", help='"" for a model without one')
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--max_completion_length", type=int, default=64)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="folder for engines-cpu.json")
     args = parser.parse_args()
 
     spec = ModelSpec(args.model, gguf_file=args.gguf_file or None, dtype=args.dtype)
@@ -84,9 +83,8 @@ def main() -> None:
         if isinstance(engine, VLLMRolloutEngine):
             engine.close()
 
-    result = {"model": args.model, "dtype": args.dtype, "machine": machine("cpu"), "rows": rows}
     if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(args.output, "engines", "cpu", {"model": args.model, "dtype": args.dtype, "rows": rows})
     print("| engine | batch | tokens | tokens/s | sync, s | gap, nats |\n|---|---|---|---|---|---|")
     for row in rows:
         gap = "" if row["logprob_gap"] is None else f"{row['logprob_gap']:.1e}"

@@ -84,7 +84,7 @@ def main() -> None:
     """Run every case, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="folder for plan-cpu.json")
     options = parser.parse_args()
     place = model_location(ModelSpec(options.model, options.gguf_file))
     config = AutoConfig.from_pretrained(place, gguf_file=options.gguf_file)

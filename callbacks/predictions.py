@@ -15,7 +15,7 @@ class PredictionWriter(BasePredictionWriter):
     """Write RUN/predictions.jsonl (one file per rank): one line per item, with both views' answers.
 
     Example:
-        ``python -m cli predict --config RUN/config.yaml --ckpt_path last``
+        ``python -m cli predict --config RUN/config.yaml --ckpt_path last --trainer.callbacks+=PredictionWriter``
     """
 
     def __init__(self) -> None:

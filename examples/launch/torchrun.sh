@@ -10,7 +10,12 @@ set -euo pipefail
 config=$1 strategy=$2
 shift 2
 nodes=${NODES:-1}
-processes=${PROCESSES_PER_NODE:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+processes=${PROCESSES_PER_NODE:-}
+accelerator=()  # the config's own, where the processes are said
+if [ -z "$processes" ]; then
+  processes=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  accelerator=(--trainer.accelerator gpu)
+fi
 if [ "$processes" -lt 1 ]; then
   echo "No GPU found: say how many CPU processes, PROCESSES_PER_NODE=2 $0 ..." >&2
   exit 2
@@ -21,4 +26,4 @@ exec "${PYTHON:-python}" -m torch.distributed.run \
   --nnodes "$nodes" --node-rank "${NODE_RANK:-0}" --nproc-per-node "$processes" \
   --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" --max-restarts "${RESTARTS:-0}" \
   -m cli fit --config "$config" --config "$strategy" \
-  --trainer.num_nodes "$nodes" --trainer.devices "$processes" --ckpt_path auto "$@"
+  --trainer.num_nodes "$nodes" --trainer.devices "$processes" ${accelerator[@]+"${accelerator[@]}"} --ckpt_path auto "$@"
