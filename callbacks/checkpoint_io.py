@@ -20,7 +20,7 @@ UNFINISHED = ".unfinished"
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes files whole or not at all; loading is Lightning's. For paths of a file system, not for URLs."""
+    """Writes files whole or not at all, to a file system; reads no pickled code unless told to."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
@@ -50,6 +50,15 @@ class WholeFileIO(TorchCheckpointIO):
                 unfinished.unlink(missing_ok=True)
             raise
         sync_folder(target.parent)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """As Lightning's, which would run the code in a file from a URL unless told not to; here None means not to."""
+        return super().load_checkpoint(path, map_location, weights_only is not False)
 
 
 def sync_folder(folder: Path) -> None:

@@ -29,6 +29,11 @@ class HFExport(Callback):
     def __init__(self, folder: str = "export", merged: bool = False) -> None:
         super().__init__()
         self.folder, self.merged = folder, merged
+        self._has_begun = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember that the fit has steps to make."""
+        self._has_begun = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the folder on rank zero."""
@@ -37,6 +42,12 @@ class HFExport(Callback):
             if trainer.is_global_zero:
                 written = merged_copy(student) if self.merged and has_adapters(student) else student
                 export(written, cast(PreTrainedTokenizerBase, tokenizer), Path(trainer.default_root_dir) / self.folder)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make up for what a kill left out after the last step: such a fit resumes to no step, nor to on_train_end."""
+        if not self._has_begun and trainer.global_step > 0:
+            self.on_train_end(trainer, pl_module)
+        self._has_begun = False
 
 
 def export(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:

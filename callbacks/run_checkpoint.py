@@ -2,6 +2,7 @@
 
 It is Lightning's ModelCheckpoint with these differences:
 
+* the last step has a checkpoint, whatever the schedule;
 * a checkpoint has its name only when it is whole (`checkpoint_io.WholeFileIO`; for folders `ZeROStrategy` does it);
 * SIGTERM, which is how schedulers announce preemption, and SIGUSR1 under SLURM: the current step is finished, a
   checkpoint written, and the process ends with exit code 75. Lightning's own handlers would stop without one, or save
@@ -52,6 +53,7 @@ class RunCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that saves on SIGTERM and never leaves half a checkpoint; its arguments are ModelCheckpoint's.
 
     Raises:
+        ValueError: from `setup`, if nothing would ever be saved by the schedule.
         Preempted: after the step in which the signal came. Its exit code is `PREEMPTED` on rank 0, and 0 on other
             ranks, whose parent would otherwise kill rank 0 before it is done.
         OSError: if a checkpoint can't be written; earlier ones are kept.
@@ -62,6 +64,11 @@ class RunCheckpoint(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """As ModelCheckpoint's; write files our way, and remove what a killed run left half there."""
         super().setup(trainer, pl_module, stage)
+        if not pl_module.automatic_optimization and self._every_n_train_steps < 1 and self.save_top_k != 0:
+            raise ValueError(
+                "checkpoint.every_n_train_steps must be at least 1: in manual optimization Lightning saves by nothing "
+                "else, neither by train_time_interval nor by every_n_epochs. checkpoint.save_top_k 0 saves nothing."
+            )
         strategy = trainer.strategy
         if not zero_stage(strategy) and type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = WholeFileIO()
@@ -84,7 +91,14 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save where the schedule says so, and where a signal has come."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step == trainer.max_steps:
+            self._save_the_end(trainer)
         self._stop_if_told(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save where something else than max_steps has ended the fit."""
+        super().on_train_end(trainer, pl_module)
+        self._save_the_end(trainer)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._signal = signum
@@ -93,18 +107,26 @@ class RunCheckpoint(ModelCheckpoint):
         # Any rank's signal stops all of them, at the same step.
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
-        if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
-            candidates = self._monitor_candidates(trainer)
-            if self.monitor is None and self.save_top_k != 0:
-                self._save_topk_checkpoint(trainer, candidates)  # the one before goes, as in the schedule
-            else:
-                self._save_checkpoint(trainer, self.format_checkpoint_name(candidates))
+        self._save_now(trainer)
         if trainer.is_global_zero:
             name = signal.Signals(self._signal).name if self._signal is not None else "A signal on another rank"
             saved = f"saved {self._last_checkpoint_saved}" if trainer.global_step > 0 else "no step was made"
             words = f"{name}: {saved}. Continue with --ckpt_path auto. Exit code {PREEMPTED}."
             print(words, file=sys.stderr, flush=True)
         raise Preempted(PREEMPTED if trainer.is_global_zero else 0)
+
+    def _save_the_end(self, trainer: L.Trainer) -> None:
+        """The last step's state, which a schedule that does not divide the number of steps would leave out."""
+        if self.save_top_k != 0 and not self._should_skip_saving_checkpoint(trainer):
+            self._save_now(trainer)
+
+    def _save_now(self, trainer: L.Trainer) -> None:
+        if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
+            candidates = self._monitor_candidates(trainer)
+            if self.monitor is None and self.save_top_k != 0:
+                self._save_topk_checkpoint(trainer, candidates)  # the one before goes, as in the schedule
+            else:
+                self._save_checkpoint(trainer, self.format_checkpoint_name(candidates))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         with _writing_explained(Path(filepath)):

@@ -2,11 +2,14 @@
 
 `ViewComparer` answers with one model; `ComparesViews` is all that a callback asks of a module. The answers of the two
 views are drawn with different seeds: with the same one, views that agree would also be lucky together, and harm could
-not be read against the noise of sampling.
+not be read against the noise of sampling. The items of a call enter its seeds, so that an evaluation's batches, which
+are a call each, are drawn independently: with one seed for all, items at the same place of two batches would be lucky
+together, and intervals over items too narrow.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -146,17 +149,17 @@ class ViewComparer:
             ValueError: if `spec.given` is of other items, or a conversation is longer than the models can read.
         """
         renderer = self.renderer if spec.context_slot is None else self.renderer.with_slot(spec.context_slot)
+        seeds = _view_seeds(seed, examples)
         if spec.given is None:
-            without = self._answers(renderer, examples, spec.num_no_context, open_game, seed, "no_context")
+            without = self._answers(renderer, examples, spec.num_no_context, open_game, seeds[0], "no_context")
         else:
             if [comparison.example.id for comparison in spec.given] != [example.id for example in examples]:
                 raise ValueError("ComparisonSpec.given holds other items than the examples; pass the same, in order.")
             without = [list(comparison.no_context_episodes) for comparison in spec.given]
-        other_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         if self.sampling.temperature == 0.0 and all(example.privileged_context is None for example in examples):
             with_ = without  # both prompts are the same, and so is what greedy decoding makes of them
         else:
-            with_ = self._answers(renderer, examples, spec.num_with_context, open_game, other_seed, "with_context")
+            with_ = self._answers(renderer, examples, spec.num_with_context, open_game, seeds[1], "with_context")
         compared = zip(examples, without, with_, strict=True)
         if not spec.with_kl:
             return [compare_episodes(*parts) for parts in compared]
@@ -207,6 +210,13 @@ class ViewComparer:
         games = [open_game(example) for example in repeated]
         episodes = play_episodes(repeated, games, renderer, self.engine, self.sampling, seed, view)
         return [episodes[start : start + num_samples] for start in range(0, len(episodes), num_samples)]
+
+
+def _view_seeds(seed: int, examples: Sequence[Example]) -> tuple[int, int]:
+    """Seeds of the no-context and the with-context answers to these items, whichever context that is."""
+    ids = hashlib.sha256("\n".join(example.id for example in examples).encode()).digest()
+    without, with_ = np.random.SeedSequence([seed, int.from_bytes(ids)]).generate_state(2)
+    return int(without), int(with_)
 
 
 def compare_episodes(

@@ -293,8 +293,9 @@ class ContextDistillation(L.LightningModule):
             num_tokens = self._sum_over_ranks(sum(len(turn.completion.token_ids) for turn in turns))
             coef = self.coefficient(step)
             sums = self._backward([self.rollout_spec.training_rollout(turn) for turn in turns], coef, num_tokens)
+        learning_rate = float(cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"])
         gradient_norm = self._update(sums, num_tokens, step)
-        self._log_step(sums, num_tokens, coef, gradient_norm, episodes, started)
+        self._log_step(sums, num_tokens, coef, learning_rate, gradient_norm, episodes, started)
         return {"num_tokens": int(num_tokens), "turns": turns}
 
     def _play(self, examples: Sequence[Example], seed: int, views: Sequence[View]) -> list[Episode]:
@@ -361,6 +362,7 @@ class ContextDistillation(L.LightningModule):
         sums: dict[str, float],
         num_tokens: float,
         coef: float,
+        learning_rate: float,
         gradient_norm: float,
         episodes: Sequence[Episode],
         started: float,
@@ -372,7 +374,7 @@ class ContextDistillation(L.LightningModule):
             self._sum_over_ranks,
             coef=coef,
             gradient_norm=gradient_norm,
-            learning_rate=cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"],
+            learning_rate=learning_rate,
             logprob_gap=self.rollout_engine.logprob_gap,
             elapsed_s=time.monotonic() - started,
         )
@@ -405,7 +407,7 @@ class ContextDistillation(L.LightningModule):
         With several ranks inside `engine.current_weights`, under ZeRO-3 inside `whole_weights`.
         """
         with self.engine.current_weights():
-            return self.comparer.compare(examples, spec, self._open_game, self._step_seed(0))
+            return self.comparer.compare(examples, spec, self._open_game, self.seed)
 
     def base_divergences(self, comparisons: Sequence[ViewComparison]) -> list[float] | None:
         """How far the no-context answers are from the initial student's; see `comparison.KnowsItsBase`."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
 from lightning_modules.rollout.episodes import Episode, GameCounts, all_turns, count_games
 
 
@@ -30,19 +28,22 @@ def step_metrics(
         sum_over_ranks: adds up a number of every rank.
         coef: weight of the consistency term.
         gradient_norm: before clipping.
-        learning_rate: of the step.
+        learning_rate: that the step was made with.
         logprob_gap: see `RolloutEngine.logprob_gap`.
         elapsed_s: of the step, in seconds.
     """
     turns = all_turns(episodes)
+    num_turns = sum_over_ranks(len(turns))
+    num_clipped = sum_over_ranks(sum(not turn.completion.finished for turn in turns))
+    num_with_context = sum_over_ranks(sum(episode.view == "with_context" for episode in episodes))
     metrics = {f"train/{name}": sum_over_ranks(value) / num_tokens for name, value in sums.items()}
     metrics |= {
         "train/consistency_coef": coef,
         "train/gradient_norm": gradient_norm,
         "train/learning_rate": learning_rate,
-        "completions/mean_length": float(np.mean([len(turn.completion.token_ids) for turn in turns])),
-        "completions/clipped_ratio": float(np.mean([not turn.completion.finished for turn in turns])),
-        "rollout/with_context_ratio": float(np.mean([episode.view == "with_context" for episode in episodes])),
+        "completions/mean_length": num_tokens / num_turns,
+        "completions/clipped_ratio": num_clipped / num_turns,
+        "rollout/with_context_ratio": num_with_context / sum_over_ranks(len(episodes)),
     }
     if logprob_gap is not None:
         metrics["rollout/logprob_gap"] = logprob_gap

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
@@ -31,6 +32,8 @@ from lightning_modules.packing import common_prefix
 ContextSlot = Literal["system", "leading_turns", "user"]
 
 View = Literal["no_context", "with_context"]
+
+FIXED_DATE = "2024-07-26"
 
 CUT_AWAY = "the system message that is cut away"
 """A text that no prompt has, rendered as a system turn to find where that turn ends."""
@@ -48,6 +51,9 @@ class ViewSpec:
     """``chat``: the tokenizer's chat template; ``plain``: "User: ...", "Assistant:" lines, for base models."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the chat template in both views, for example ``enable_thinking: false`` for Qwen3."""
+    date: str | None = None
+    """The day for templates that state today's (Llama 3.2), whose prompts must not change at midnight, as YYYY-MM-DD.
+    None: `FIXED_DATE`, the fallback of Llama 3.2's own template."""
     max_prompt_length: int | None = None
     """Longest with-context prompt in tokens; a longer one stops the run. None: what the model's positions allow."""
 
@@ -93,12 +99,16 @@ class ViewRenderer:
             max_completion_length: tokens to leave free after a prompt.
 
         Raises:
-            ValueError: if a chat template is asked for and the tokenizer has none.
+            ValueError: if a chat template is asked for and the tokenizer has none, or `spec.date` is no date.
         """
         if spec.template == "chat" and tokenizer.chat_template is None:
             raise ValueError("The tokenizer has no chat template; set views.template to 'plain' for a base model.")
         self.tokenizer, self.spec = tokenizer, spec
         self.max_positions, self.max_completion_length = max_positions, max_completion_length
+        try:
+            self._day = date.fromisoformat(spec.date or FIXED_DATE)
+        except ValueError as error:
+            raise ValueError(f"views.date is {spec.date!r}; it must be a day as YYYY-MM-DD.") from error
         self._prefixes: dict[str | tuple[tuple[str, str], ...], list[int]] = {}
 
     def with_slot(self, slot: ContextSlot) -> ViewRenderer:
@@ -221,7 +231,8 @@ class ViewRenderer:
             [{"role": m["role"], "content": m["content"]} for m in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            **self.spec.chat_template_kwargs,
+            # In place of transformers' own function of this name, which reads the clock.
+            **{"strftime_now": self._day.strftime, **self.spec.chat_template_kwargs},
         )
         assert isinstance(text, str)
         return text

@@ -1,8 +1,8 @@
 """Sampling with transformers' generate: the embedded engine, which needs nothing beside the student itself.
 
 Prompts that begin alike (a shared context) have their common beginning computed once per call of `generate`, as keys
-and values that are expanded over each batch. Padding lies between that beginning and each prompt's rest, masked out,
-with position ids that skip it.
+and values that are expanded over each batch, unless the model forgets keys (sliding windows). Padding lies between that
+beginning and each prompt's rest, masked out, with position ids that skip it.
 
 A model's own generation_config (Qwen ships top_k=20, repetition_penalty=1.05) is set aside while sampling: it would
 make the rollouts off-policy without a word.
@@ -17,12 +17,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer
 
 from lightning_modules.packing import common_prefix, expanded_cache, prefix_keys_values
 from lightning_modules.rollout.engine import Completion, SamplingSpec
@@ -60,6 +62,8 @@ class HFRolloutEngine:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.end_token_ids = list(end_token_ids or find_end_token_ids(model, tokenizer))
         self.logprob_gap: float | None = None
+        # A sliding window forgets keys, and other kinds of layers keep none: a beginning can't be handed on there.
+        self._keeps_all_keys = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
     def current_weights(self) -> AbstractContextManager[None]:
         """Nothing to do: see the class."""
@@ -83,9 +87,9 @@ class HFRolloutEngine:
         return [completions[i] for i in range(len(prompts))]
 
     def _beginning(self, prompts: Sequence[Sequence[int]]) -> _Beginning:
-        """Run what the prompts have in common, if it is worth it."""
+        """Run what the prompts have in common, if it is worth it and the model keeps all of it."""
         ids = _common_beginning(prompts)
-        if len(ids) < MIN_SHARED_TOKENS:
+        if len(ids) < MIN_SHARED_TOKENS or not self._keeps_all_keys:
             return _Beginning([], [])
         return _Beginning(ids, prefix_keys_values(self.model, torch.tensor(ids, device=self.model.device)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -10,10 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from callbacks.checkpoint_io import WholeFileIO
 from callbacks.run_checkpoint import PREEMPTED, Preempted, RunCheckpoint
@@ -54,6 +59,68 @@ def test_preemption_saves_the_step_and_ends_with_its_own_exit_code(runs, weights
     runs.fit("run", "--ckpt_path", "auto")
     assert runs.metrics(run) == runs.metrics(whole)
     weights_equal(runs.weights(run, 3), runs.weights(whole, 3), exactly=True)
+
+
+def test_the_last_step_has_a_checkpoint_whatever_the_schedule(runs):
+    seldom = ("--checkpoint.every_n_train_steps", "2", "--checkpoint.save_top_k", "1")
+    run = runs.fit("run", *seldom)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step=000003.ckpt"]
+    metrics = runs.metrics(run)
+    runs.fit("run", *seldom, "--ckpt_path", "auto")  # what the launch scripts say: there is nothing left to do
+    assert runs.metrics(run) == metrics
+    assert not [*runs.root.glob("run.unsaved*")]
+    stopped = runs.fit("stopped", *seldom, "--trainer.callbacks+=tests.integration.test_faults.StopsEarly")
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step=000001.ckpt"]
+    none = runs.fit("none", "--checkpoint.save_top_k", "0")
+    assert not [*none.glob("checkpoints/*")]
+
+
+class StopsEarly(Callback):
+    """Ends a fit after its first step, as EarlyStopping may."""
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        trainer.should_stop = True
+
+
+def test_a_schedule_that_would_never_save_is_refused(runs):
+    words = ("--checkpoint.every_n_train_steps", "null", "--checkpoint.train_time_interval", "00:00:01")
+    with pytest.raises(ValueError, match=r"every_n_train_steps must be at least 1"):
+        runs.fit("run", *words)
+
+
+def test_a_run_that_was_stopped_after_its_last_step_still_exports(runs):
+    export = "--trainer.callbacks+=HFExport"
+    with after_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted):
+        runs.fit("run", export)
+    run = runs.root / "run"
+    assert not (run / "export").exists()
+    runs.fit("run", export, "--ckpt_path", "auto")
+    assert (run / "export/model.safetensors").is_file()
+    untrained = runs.fit("untrained", export, "--trainer.max_steps", "0")
+    assert not (untrained / "export").exists()
+
+
+def test_a_checkpoint_from_a_url_runs_no_code_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    (tmp_path / "served").mkdir()
+    torch.save({"state_dict": _Touches(tmp_path / "touched")}, tmp_path / "served/evil.ckpt")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            WholeFileIO().load_checkpoint(f"http://127.0.0.1:{server.server_port}/evil.ckpt")
+        server.shutdown()
+    assert not (tmp_path / "touched").exists()
+
+
+class _Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def test_a_real_sigterm_of_a_real_process(runs):

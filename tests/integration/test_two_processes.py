@@ -26,6 +26,8 @@ def test_ddp_equals_one_process(runs, weights_equal, budget):
     for ours, theirs in zip(runs.metrics(two), runs.metrics(one), strict=True):
         for name in ("train/loss", "train/opd", "train/nca", "train/gradient_norm"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3, abs=1e-6)
+        for name in ("completions/mean_length", "completions/clipped_ratio", "rollout/with_context_ratio"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]))
     assert (two / "removability/step=000002.jsonl").read_text().count("\n") == 7
     ids = [[json.loads(line)["id"] for line in (run / "removability/step=000002.jsonl").open()] for run in (one, two)]
     assert ids[0] == ids[1]

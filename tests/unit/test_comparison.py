@@ -105,6 +105,22 @@ def test_views_that_agree_are_not_lucky_together(load):
         assert comparison.kl == pytest.approx(0.0, abs=1e-6)
 
 
+def test_batches_of_one_question_are_drawn_independently(load):
+    """Batches are a call each; with one seed for all, items at equal places of two would be lucky together."""
+    model = load(SAMPLED)
+    one = examples(context=None, count=1) * 4
+    batches = [
+        model.compare_views([replace(example, id=f"{batch}-{i}") for i, example in enumerate(one)])
+        for batch in range(3)
+    ]
+    for view in ("no_context", "with_context"):
+        drawn = [[getattr(comparison, view).text for comparison in batch] for batch in batches]
+        assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    other_context = [replace(c.example, privileged_context="Be brief.") for c in batches[0]]
+    again = model.compare_views(other_context)
+    assert [c.no_context for c in again] == [c.no_context for c in batches[0]]  # the same whatever returns
+
+
 def test_greedy_answers_to_one_prompt_are_decoded_once(load, monkeypatch):
     model = load()
     generated = []

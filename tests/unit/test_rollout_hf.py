@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from lightning_modules.rollout import hf
 from lightning_modules.rollout.engine import SamplingSpec
@@ -40,6 +48,21 @@ def greedy_by_hand(model, prompt, length, ends):
 @pytest.mark.parametrize("common", [0, 30])
 def test_greedy_answers_equal_one_by_one_decoding(model, tokenizer, common):
     prompts = [[*range(40, 40 + common), *prompt] for prompt in PROMPTS]
+    engine = HFRolloutEngine(model, tokenizer, batch_size=3)
+    for prompt, completion in zip(prompts, engine.generate(prompts, GREEDY, seed=0), strict=True):
+        assert completion.token_ids == greedy_by_hand(model, prompt, 12, engine.end_token_ids)
+
+
+@pytest.mark.parametrize("window", [16, 40, 64])
+def test_a_model_that_forgets_keys_runs_every_prompt_in_full(tokenizer, window):
+    """What a sliding window keeps of a beginning is not all of it, and at other places than a full cache has it."""
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=window, max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config)
+    prompts = [[*range(40, 80), *prompt] for prompt in PROMPTS]
     engine = HFRolloutEngine(model, tokenizer, batch_size=3)
     for prompt, completion in zip(prompts, engine.generate(prompts, GREEDY, seed=0), strict=True):
         assert completion.token_ids == greedy_by_hand(model, prompt, 12, engine.end_token_ids)

@@ -74,6 +74,24 @@ def test_template_arguments_reach_both_views(tokenizer):
     assert pair.with_context_text.endswith("<think>\n\n</think>\n\n")
 
 
+def test_a_template_that_states_the_day_states_the_same_one_every_day(tiny_model_dir):
+    """Llama 3.2's does; a prompt that changed at midnight would not be that of the run's first half."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    day = "{%- set day = strftime_now('%d %b %Y') if strftime_now is defined else 'no clock' %}"
+    states = "{{ '<|im_start|>system\nToday is ' + day + '.\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    tokenizer.chat_template = day + "{%- if messages[0]['role'] == 'system' %}" + states + (
+        "{%- set messages = messages[1:] %}{%- endif %}"
+        "{%- for m in messages %}{{ '<|im_start|>user\n' + m['content'] + '<|im_end|>\n' }}{%- endfor %}"
+    )  # fmt: skip
+    pair = renderer(tokenizer).render(example("Answer briefly."))
+    assert "Today is 26 Jul 2024.\nAnswer briefly." in pair.with_context_text
+    assert "Today" not in pair.no_context_text
+    other = renderer(tokenizer, date="2025-01-31").render(example("Answer briefly."))
+    assert "Today is 31 Jan 2025.\n" in other.with_context_text
+    with pytest.raises(ValueError, match=r"views\.date is '31 Jan'; it must be a day as YYYY-MM-DD"):
+        renderer(tokenizer, date="31 Jan")
+
+
 def test_plain_template_for_base_models(tokenizer):
     pair = renderer(tokenizer, template="plain").render(example("Answer briefly."))
     bos = tokenizer.bos_token
