@@ -105,7 +105,7 @@ def evaluate(options: Namespace) -> dict[str, dict[str, RemovabilitySummary]]:
     examples = _examples(data, options)
     settings = _settings(options, spec, views, decoding)
     output = _Output(options.output, settings, _config(options, settings))
-    module = EvaluatedModel(
+    module = EvaluatedModel.load(
         spec,
         views,
         decoding,

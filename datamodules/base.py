@@ -40,7 +40,7 @@ class ContextDataModule(L.LightningDataModule, ABC):
     """A data set whose items have a prompt, a privileged context and a reference answer.
 
     The training loader has no end: bound a run with ``Trainer(max_steps=...)``. Evaluations count steps, not epochs:
-    `callbacks.RemovabilityCallback`, or ``val_check_interval`` with ``check_val_every_n_epoch=None``.
+    `callbacks.removability.RemovabilityCallback`, or ``val_check_interval`` with ``check_val_every_n_epoch=None``.
 
     Args:
         batch_size: Prompts per optimizer step, over all ranks together; a multiple of the number of ranks.

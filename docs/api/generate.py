@@ -47,7 +47,8 @@ PUBLIC = {
     },
     "Evaluation and other callbacks": {
         "callbacks.removability": ["RemovabilityCallback"],
-        "callbacks.paired_evaluation": ["ControlSpec"],
+        "callbacks.paired_evaluation": ["PairedEvaluation", "ControlSpec"],
+        "lightning_modules.evaluated_model": ["EvaluatedModel"],
         "callbacks.paired_records": ["PairedRecord", "GradedSample"],
         "callbacks.removability_metrics": ["PairedRates", "RemovabilitySummary"],
         "callbacks.removability_statistics": ["PairStatistics", "Interval"],
@@ -87,7 +88,11 @@ def pages() -> dict[str, str]:
 def page(cls: type) -> str:
     """One class: how to import it, its parameters, its docstring, its public methods."""
     lines = [f"# {cls.__name__}", "", "```python", f"from {cls.__module__} import {cls.__name__}", ""]
-    lines += [_signature(cls.__name__, cls), "```", "", _markdown(inspect.getdoc(cls) or ""), ""]
+    head = f"class {cls.__name__}(Protocol)" if getattr(cls, "_is_protocol", False) else _signature(cls.__name__, cls)
+    lines += [head, "```", "", _markdown(inspect.getdoc(cls) or ""), ""]
+    constructor = inspect.getdoc(vars(cls).get("__init__")) or ""
+    if "Args:" in constructor:
+        lines += [_markdown(constructor[constructor.index("Args:") :]), ""]
     if is_dataclass(cls):
         described = _field_comments(cls)
         rows = [f"- `{field.name}`: {described.get(field.name, '')}".rstrip(": ") for field in fields(cls)]
@@ -96,7 +101,7 @@ def page(cls: type) -> str:
         function = method.fget if isinstance(method, property) else inspect.unwrap(getattr(method, "__func__", method))
         if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
             continue
-        head = f"{name}" if isinstance(method, property) else _signature(name, function)
+        head = _property(name, function) if isinstance(method, property) else _signature(name, function)
         lines += [f"## `{name}`", "", "```python", head, "```", "", _markdown(inspect.getdoc(function) or ""), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
@@ -107,13 +112,22 @@ def _signature(name: str, function: Any) -> str:
         signature = inspect.signature(function)
     except ValueError:
         return f"class {name}"
-    words = [_parameter(p) for p in signature.parameters.values() if p.name not in ("self", "cls")]
+    parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+    words = [_parameter(p) for p in parameters]
+    by_name = [i for i, p in enumerate(parameters) if p.kind == inspect.Parameter.KEYWORD_ONLY]
+    if by_name and not any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        words.insert(by_name[0], "*")
     returned = "" if inspect.isclass(function) or not isinstance(signature.return_annotation, str) else " -> "
     returned += signature.return_annotation if returned else ""
     short = f"{name}({', '.join(words)}){returned}"
     if len(short) <= 100:
         return short
     return f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){returned}"
+
+
+def _property(name: str, getter: Any) -> str:
+    annotation = inspect.signature(getter).return_annotation
+    return f"{name}: {annotation}" if isinstance(annotation, str) else name
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
@@ -124,8 +138,8 @@ def _parameter(parameter: inspect.Parameter) -> str:
     word = stars + parameter.name + (f": {typed}" if typed else "")
     if parameter.default is parameter.empty:
         return word
-    if is_dataclass(parameter.default):  # their own pages have their fields
-        return f"{word} = {type(parameter.default).__name__}()"
+    if is_dataclass(parameter.default) and parameter.default == type(parameter.default)():
+        return f"{word} = {type(parameter.default).__name__}()"  # its own page has the fields
     default = "..." if re.search(r" at 0x|<factory>", repr(parameter.default)) else repr(parameter.default)
     return f"{word}{' = ' if typed else '='}{default}"
 
@@ -137,17 +151,21 @@ def _field_comments(cls: type) -> dict[str, str]:
 
 
 def _markdown(text: str) -> str:
-    """A Google docstring as Markdown: sections as headings in bold, their entries as a list."""
-    lines, in_section = [], False
+    """A Google docstring as Markdown: sections as headings in bold, their entries as a list, examples as they are."""
+    lines, in_section, in_example = [], False, False
     for line in text.replace("``", "`").splitlines():
-        if re.fullmatch(r"(Args|Returns|Raises|Yields|Example|Examples):", line):
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields|Example|Examples):", line):
             lines += ["", f"**{line[:-1]}**", ""]
-            in_section = True
+            in_section, in_example = True, line.startswith("Example")
+        elif in_example and (line.startswith("    ") or not line):
+            # What is indented further is code, in Markdown as in a docstring.
+            lines.append(re.sub(r"::$", ":", line[4:]))
         elif in_section and (entry := re.match(r"    (\w+(?:\[\w+\])?): (.*)", line)):
             lines.append(f"- `{entry[1]}`: {entry[2]}")
         elif in_section and line.startswith("        "):
             lines.append("  " + line.strip())
         else:
+            in_example = False
             in_section = in_section and (line.startswith("    ") or not line)
             lines.append(line.strip() if in_section else line)
     return "\n".join(lines)

@@ -61,8 +61,15 @@ class SupervisedFineTuning(L.LightningModule):
     def compare_views(
         self, examples: Sequence[Example], spec: ComparisonSpec = ComparisonSpec()
     ) -> list[ViewComparison]:
-        """For `RemovabilityCallback`: one greedy answer in each view, whatever more `spec` offers to ask for."""
-        pairs = [self.renderer.render(example) for example in examples]
+        """For `RemovabilityCallback`, controls and `ProbeEvaluation`: one greedy answer in each view.
+
+        Of `spec`, `context_slot` moves the context, and `given` only saves work. `with_kl` is left out, so that KL is
+        not reported. `num_no_context` and `num_with_context` are above one where decoding samples, which this does not.
+        """
+        if (spec.num_no_context, spec.num_with_context) != (1, 1):
+            raise ValueError("Decoding is greedy here: leave removability.num_samples at 1.")
+        renderer = self.renderer if spec.context_slot is None else self.renderer.with_slot(spec.context_slot)
+        pairs = [renderer.render(example) for example in examples]
         no_context = self.engine.generate([pair.no_context_ids for pair in pairs], self.evaluation, seed=0)
         with_context = self.engine.generate([pair.with_context_ids for pair in pairs], self.evaluation, seed=0)
         fields = zip(examples, pairs, no_context, with_context, strict=True)

@@ -1,10 +1,13 @@
-"""TRL 1.16's SDFTTrainer on our data: `to_dataset()` has the columns that it reads, prompt and privileged_context.
+r"""TRL 1.16's SDFTTrainer on our data: `to_dataset()` has the columns that it reads, prompt and privileged_context.
 
 TRL's trainer distils (its teacher sees the privileged context); it has no consistency term and does not evaluate with
-the context. Export its model and evaluate it here.
+the context. Its model is saved, and evaluated here:
 
     pip install trl==1.16.0
     python examples/trl_sdft/train.py --steps 2
+    python -m cli fit --config configs/quickstart.yaml --config configs/data/geography_guidelines.yaml \
+        --print_config > guidelines.yaml
+    python -m cli evaluate --config guidelines.yaml --model.name runs/trl_sdft/model --output runs/trl_sdft/evaluated
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ def main(args: list[str] | None = None) -> list[dict[str, float]]:
         ),
     )
     trainer.train()
+    trainer.save_model(f"{options.output}/model")  # with its tokenizer
     return trainer.state.log_history
 
 

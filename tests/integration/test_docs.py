@@ -58,7 +58,12 @@ def run_document(tmp_path, monkeypatch, tiny_model_dir):
     tiny = str(tiny_model_dir)
     names = {"my/model": tiny, "my/base-model": tiny, "step=000040.ckpt": "step=000002.ckpt"}
 
+    monkeypatch.syspath_prepend(tmp_path)
+
     def run(path: Path, placeholders: dict[str, str], runs: tuple[str, ...]) -> list[str]:
+        for block in blocks(path, "python"):
+            if name := re.match(r"# (\w+\.py)\n", block):  # a file that the reader is to write
+                (tmp_path / name[1]).write_text(block)
         for name in runs:  # what the document takes for granted
             consistency = "none" if name.endswith("none") else "no_context_anchor"
             main(fit_words(name, consistency, tiny))
@@ -71,7 +76,7 @@ def run_document(tmp_path, monkeypatch, tiny_model_dir):
                 words = [word.replace(old, new) for word in words]
             words = [match for word in words for match in (sorted(glob(word)) or [word])]  # as a shell does
             model = ["--model.student.name", tiny] if words[0] == "fit" else []
-            main([*words, *model, *SMALLER.get(words[0], ())])
+            main([*words, *model, *smaller(words)])
             ran.append(words[0])
         return ran
 
@@ -79,6 +84,13 @@ def run_document(tmp_path, monkeypatch, tiny_model_dir):
     yield run
     wandb.finish()  # a run of this process would take the next test's values
     wandb.teardown()
+
+
+def smaller(words: list[str]) -> list[str]:
+    """`SMALLER` for these words: a class of data of the reader's own has not our arguments."""
+    flags = SMALLER.get(words[0], ())
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return [word for pair in pairs if not ("--data" in words and pair[0].startswith("--data.")) for word in pair]
 
 
 def fit_words(folder: str, consistency: str, model: str) -> list[str]:
@@ -105,6 +117,7 @@ def test_the_commands_of_the_readme_run_in_their_order(run_document):
         ("faults", {}, (), "fit"),
         ("language", {}, (), "fit"),
         ("lora", {"RUN/": "runs/lora/"}, (), "fit export export evaluate"),
+        ("own_data", {}, (), "fit"),
         ("past_tense", {}, (), "fit"),
         ("quickstart", {}, (), "fit report"),
         ("report", {}, ("runs/none", "runs/nca"), "report"),
@@ -120,8 +133,8 @@ def test_the_commands_of_a_page_run_in_their_order(run_document, page, placehold
 
 
 def test_no_page_s_commands_are_forgotten():
-    run_above = {"baselines", "evaluation", "faults", "language", "lora", "past_tense", "quickstart", "report"}
-    run_above |= {"report_tables", "scale", "wandb", "README"}
+    run_above = {"baselines", "evaluation", "faults", "language", "lora", "own_data", "past_tense", "quickstart"}
+    run_above |= {"report", "report_tables", "scale", "wandb", "README"}
     run_in_tests_of_their_own = {
         "data": "test_data_describe.py",
         "engines": "tests/engines",
@@ -155,7 +168,7 @@ def test_flags_and_files_of_commands_exist(path, monkeypatch, capsys):
         configs = [words[i + 1] for i, word in enumerate(words) if word == "--config"]
         if words[0] not in ("fit", "test", "validate") or not all(Path(config).is_file() for config in configs):
             continue
-        if any("..." in word or word.isupper() for word in words):
+        if any("..." in word or word.isupper() or word.startswith("my_") for word in words):
             continue
         with pytest.raises(SystemExit) as ended:
             main([*words, "--print_config"])

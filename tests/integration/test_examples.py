@@ -6,6 +6,12 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
+from datamodules import Example
+from lightning_modules.comparison import ComparisonSpec
+from lightning_modules.models import ModelSpec
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -30,3 +36,14 @@ def test_own_lightning_module(tiny_model_dir, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "removability/summary.jsonl").open()]
     assert [line["step"] for line in lines] == [0, 2]
     assert lines[1]["summaries"]["all"]["num_items"] == 3
+
+
+def test_own_lightning_module_puts_the_context_where_it_is_asked_to(tiny_model_dir):
+    module = load("own_lightning_module").SupervisedFineTuning(ModelSpec(str(tiny_model_dir)))
+    item = Example("i", ({"role": "user", "content": "Why?"},), "Because is a word.", "x")
+    expected = {"system": "system\nBecause is a word.<|im_end|>", "user": "user\nBecause is a word.\n\nWhy?"}
+    for slot, text in expected.items():
+        (comparison,) = module.compare_views([item], ComparisonSpec(context_slot=slot))
+        assert text in comparison.prompts.with_context_text
+    with pytest.raises(ValueError, match=r"leave removability\.num_samples at 1"):
+        module.compare_views([item], ComparisonSpec(num_no_context=2))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules.example import Example
 from lightning_modules import scoring
@@ -31,7 +31,7 @@ def examples(context="Answer with the continent only.", count=4):
 @pytest.fixture(scope="module")
 def load(tiny_model_dir):
     def load(decoding=GREEDY, **options):
-        return EvaluatedModel(ModelSpec(str(tiny_model_dir)), ViewSpec(), decoding, **options)
+        return EvaluatedModel.load(ModelSpec(str(tiny_model_dir)), ViewSpec(), decoding, **options)
 
     return load
 
@@ -82,6 +82,25 @@ def test_the_no_context_view_is_scored_once_for_all_contexts(load, monkeypatch, 
         assert [c.kl for c in reused] == pytest.approx([c.kl for c in afresh], rel=1e-5)
         assert [c.kl for c in reused] != pytest.approx([c.kl for c in first], rel=1e-3)
     assert all(not comparison.no_context_states for comparison in model.compare_views(examples()))
+
+
+def test_a_model_in_training_is_evaluated_as_it_is(load, tiny_model_dir):
+    """In eval mode, with the weights of the moment; and is in train mode, with its gradients, afterwards."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, attention_dropout=0.5).train()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    evaluated = EvaluatedModel(model, tokenizer, ViewSpec(), GREEDY)
+    for ours, loaded in zip(evaluated.compare_views(examples()), load().compare_views(examples()), strict=True):
+        assert (ours.no_context, ours.with_context) == (loaded.no_context, loaded.with_context)
+        assert ours.kl == pytest.approx(loaded.kl, rel=1e-4)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(-1.0)
+    moved = zip(evaluated.compare_views(examples()), load().compare_views(examples()), strict=True)
+    assert any(ours.no_context != loaded.no_context for ours, loaded in moved)
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match=r"set tokenizer\.pad_token"):
+        EvaluatedModel(model, tokenizer, ViewSpec(), GREEDY)
 
 
 def test_the_slot_moves_the_context_and_nothing_else(load):
