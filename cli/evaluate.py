@@ -13,6 +13,7 @@ A killed evaluation continues where it was: finished batches lie in RUN/unfinish
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -45,7 +46,7 @@ from cli.config_sections import (
 from cli.report_cells import counted_rate, percent
 from cli.report_table import NOT_SHOWN
 from datamodules.base import ContextDataModule
-from datamodules.contexts import load_context
+from datamodules.contexts import check_asks_nothing_evaluated, load_context
 from datamodules.example import Example
 from datamodules.probe_sets import general_probes
 from lightning_modules.evaluated_model import EvaluatedModel
@@ -103,7 +104,7 @@ def evaluate(options: Namespace) -> dict[str, dict[str, RemovabilitySummary]]:
     spec = options.model or _untrained_student(options)
     decoding = options.decoding or evaluation_spec_of(options.config)
     examples = _examples(data, options)
-    settings = _settings(options, spec, views, decoding)
+    settings = _settings(options, spec, views, decoding, examples)
     output = _Output(options.output, settings, _config(options, settings))
     module = EvaluatedModel.load(
         spec,
@@ -254,6 +255,7 @@ def _examples(data: ContextDataModule, options: Namespace) -> list[Example]:
     examples = data.examples(options.split)[: options.max_items]
     if options.context is not None:
         context = load_context(options.context)
+        check_asks_nothing_evaluated(context, options.context, examples)
         examples = [replace(example, privileged_context=context) for example in examples]
     if all(example.privileged_context is None for example in examples):
         raise ValueError(
@@ -263,8 +265,11 @@ def _examples(data: ContextDataModule, options: Namespace) -> list[Example]:
     return examples
 
 
-def _settings(options: Namespace, spec: ModelSpec, views: ViewSpec, decoding: SamplingSpec) -> dict[str, Any]:
-    """What decides the result, as plain JSON values."""
+def _settings(
+    options: Namespace, spec: ModelSpec, views: ViewSpec, decoding: SamplingSpec, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """What decides the result, as plain JSON values: not names alone, for what they name may change meanwhile."""
+    items = json.dumps([asdict(example) for example in examples], ensure_ascii=False)
     settings = {
         "model": asdict(spec),
         "base": None if options.base is None else asdict(options.base),
@@ -274,7 +279,18 @@ def _settings(options: Namespace, spec: ModelSpec, views: ViewSpec, decoding: Sa
         "evaluation": asdict(options.evaluation),
         "controls": [asdict(control) for control in options.controls],
         "context": options.context,
+        "items_sha256": hashlib.sha256(items.encode()).hexdigest(),
+        "files": {one.name: _files_of(one.name) for one in (spec, options.base) if one is not None},
         **{name: options[name] for name in ("split", "max_items", "step", "following", "general", "seed")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
+
+
+def _files_of(name: str) -> dict[str, list[int]]:
+    """Size and time of change of the files of a model's folder; none for a name on the hub or in a package."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {}
+    states = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    return {file: [state.st_size, state.st_mtime_ns] for file, state in states.items()}

@@ -41,7 +41,7 @@ def export_cli(args: Sequence[str]) -> int:
     parser.add_argument("--merged", type=bool, default=False, help="of a run with LoRA: whole weights, not the adapter")
     options = parser.parse_args(args)
     try:
-        config = options.config or options.checkpoint.parents[1] / "config.yaml"
+        config = options.config or options.checkpoint.absolute().parents[1] / "config.yaml"
         export_checkpoint(options.checkpoint, options.output, config, merged=options.merged)
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))

@@ -14,8 +14,8 @@ A run is ``python -m cli fit`` with these flags, in a folder of its own:
     KEPT/SETTING/METHOD/seed=N/      what is kept of a finished one: config.yaml, metrics.csv, and the records of its
                                      evaluations, compressed; `report` reads it as it reads a run
 
-A run that is kept is not made again. One that was killed goes on from its last checkpoint. One that was kept under
-other flags than FILE's stops the study: its folder would hold the results of something else.
+A run that is kept is not made again. One that was killed goes on from its last checkpoint. One that was kept, or begun,
+under other flags than FILE's stops the study: its folder would hold the results of something else.
 
 SIGTERM, SIGHUP and Ctrl-C end the runs in progress, each with a checkpoint, and then the study, with exit code 75. A
 run outlives a study that is killed otherwise; it holds a lock on WORK/SETTING/METHOD/seed=N.lock, and while it does,
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import os
 import shutil
 import signal
@@ -44,11 +45,7 @@ import yaml
 from callbacks.durable_files import replace
 from callbacks.run_checkpoint import PREEMPTED
 from cli.checkpoints import last_checkpoint
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: no lock
-    fcntl = None  # type: ignore[assignment]
+from cli.locks import held_lock
 
 KEPT_FILES = ("config.yaml", "metrics.csv")
 KEPT_FOLDERS = ("removability", "probes", "mechanism")
@@ -125,14 +122,15 @@ class Study:
         """Compare what is kept with the plan.
 
         Raises:
-            ValueError: if a kept run was made by other flags.
+            ValueError: if a run was kept, or begun, by other flags.
         """
         self.runs, self.kept, self.work = runs, kept, work
         self.stopped_by: int | None = None
         self._processes: set[subprocess.Popen[bytes]] = set()
-        for run in runs:
-            path = kept / run.name / COMMAND_FILE
-            if path.exists() and path.read_text(encoding="utf-8") != _command_text(run):
+        for run, place in itertools.product(runs, (kept, work)):
+            path = place / run.name / COMMAND_FILE
+            counts = place is kept or any((path.parent / "checkpoints").glob("*.ckpt"))  # what would be gone on with
+            if counts and path.exists() and path.read_text(encoding="utf-8") != _command_text(run):
                 raise ValueError(
                     f"{path} has other flags than the study's file gives {run.name} now. Move its folder away to make "
                     "the run again, or undo the change."
@@ -182,23 +180,23 @@ class Study:
 
     def _make_one(self, run: StudyRun, jobs: int) -> bool:
         folder = self.work / run.name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f"{folder.name}.lock").open("wb") as lock:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    print(f"{run.name}: another process makes it in {folder}; let it end, or end it.", flush=True)
-                    return False
-            return self._make_locked(run, folder, jobs, lock.fileno())
+        try:
+            with held_lock(folder.parent / f"{folder.name}.lock") as lock:
+                if (self.kept / run.name / COMMAND_FILE).exists():  # by another study, since this one began
+                    return True
+                return self._make_locked(run, folder, jobs, lock)
+        except BlockingIOError:
+            print(f"{run.name}: another process makes it in {folder}; let it end, or end it.", flush=True)
+            return False
 
-    def _make_locked(self, run: StudyRun, folder: Path, jobs: int, lock: int) -> bool:
+    def _make_locked(self, run: StudyRun, folder: Path, jobs: int, lock: tuple[int, ...]) -> bool:
         try:
             resume = ["--ckpt_path", str(last_checkpoint(folder))]
         except FileNotFoundError:
             shutil.rmtree(folder, ignore_errors=True)
             resume = []
         folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / COMMAND_FILE, _command_text(run).encode())
         command = [sys.executable, "-m", "cli", "fit", *run.flags, "--trainer.default_root_dir", str(folder), *resume]
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -211,7 +209,7 @@ class Study:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
-                pass_fds=() if fcntl is None else (lock,),  # the lock lives as long as the run
+                pass_fds=lock,  # it lives as long as the run
             )
         self._processes.add(process)
         if self.stopped_by is not None:  # the signal came before the process was noted

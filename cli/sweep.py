@@ -15,22 +15,30 @@ The metric is read from the run's metrics.csv (`RunCSVLogger`); the last value c
 left unfinished is started again with the same values, in a folder of its own; points of a grid whose runs failed are
 tried again in the next sitting. What is proposed follows from the seed, the number of the trial and the results so far:
 sittings change nothing.
+
+One sitting at a time: it holds a lock, and so does its run, also where the sitting itself is killed. SIGTERM, SIGHUP
+and Ctrl-C end the run first, then the sitting, with exit code 75.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from callbacks.run_checkpoint import PREEMPTED
+from cli.locks import held_lock
 from cli.sweep_file import Choices, Parameter, Scalar, SweepFile, read_sweep_file
 
 if TYPE_CHECKING:
@@ -64,11 +72,12 @@ class SweepRunner:
             import optuna
             from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
-            raise ImportError("python -m cli sweep needs Optuna: pip install 'context-returns[sweep]'.") from error
+            raise ImportError('python -m cli sweep needs Optuna: pip install -e ".[sweep]".') from error
         self.file, self.name, self.sweeps = read_sweep_file(path), path.stem, sweeps
         self.folder = sweeps / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seed = seed
+        self._lock: tuple[int, ...] = ()
         self.failed: list[Mapping[str, Scalar]] = []
         """Values of the runs of this sitting that gave no value."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -94,8 +103,13 @@ class SweepRunner:
         """Run trials until `count` (at most the file's run_cap) are finished in all sittings together, or the grid is.
 
         Raises:
+            BlockingIOError: if another sitting, or a run that one has left behind, is at it.
             RuntimeError: if `MAX_FAILURES` runs in a row fail.
         """
+        with held_lock(self.folder / "lock") as self._lock:
+            self._run(count)
+
+    def _run(self, count: int) -> None:
         self._requeue_interrupted()
         count = count if self.file.run_cap is None else min(count, self.file.run_cap)
         failures = 0
@@ -167,7 +181,9 @@ class SweepRunner:
         pruned = False
         with (self.folder / f"{run_id}.log").open("wb") as log:
             command = self.file.render(values, sys.executable)
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=self._lock
+            )
             try:
                 while process.poll() is None and not pruned:
                     time.sleep(POLL_S)
@@ -179,9 +195,11 @@ class SweepRunner:
             self.study.tell(trial, state=TrialState.PRUNED)
             print(f"{run_id}: pruned at {_last(reported):.4g}")
             return True
-        if process.returncode != 0 or not reported:
+        if process.returncode != 0 or not reported or math.isnan(_last(reported)):
             self.study.tell(trial, state=TrialState.FAIL)
-            why = f"ended with status {process.returncode}" if process.returncode else f"logged no {self.file.metric}"
+            why = f"its {self.file.metric} is not a number" if reported else f"logged no {self.file.metric}"
+            if process.returncode != 0:
+                why = f"ended with status {process.returncode}"
             print(f"{run_id}: {why}, see {self.folder / run_id}.log")
             return False
         self.study.tell(trial, _last(reported))
@@ -259,12 +277,33 @@ def sweep_cli(args: Sequence[str]) -> None:
     except (ValueError, FileNotFoundError, ImportError) as error:
         parser.error(str(error))
     try:
-        runner.run(options.count)
+        with _stopping_on_signals():
+            runner.run(options.count)
+    except BlockingIOError:
+        sys.exit(f"error: another sitting of this sweep, or a run that one has left behind, is at {runner.folder}.")
     except (RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on.")
+        print("Stopped; the same command goes on.", file=sys.stderr, flush=True)
+        sys.exit(PREEMPTED)
     _print_best(runner.file, runner.study)
+
+
+@contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that its run is ended first."""
+
+    def stop(signum: int, _: Any) -> None:
+        raise KeyboardInterrupt
+
+    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [signum for signum in wanted if signal.getsignal(signum) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {signum: signal.signal(signum, stop) for signum in heard}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _print_best(file: SweepFile, study: optuna.Study) -> None:

@@ -107,21 +107,31 @@ def _join_near_duplicates(texts: Sequence[str], indices: Sequence[int], forest: 
         return
     signatures = _signatures(texts)
     shingles: dict[int, frozenset[str]] = {}
+
+    def are_near(first: int, second: int) -> bool:
+        for position in (first, second):
+            if position not in shingles:
+                shingles[position] = _shingles(texts[position])
+        return _overlap(shingles[first], shingles[second]) >= JACCARD_THRESHOLD
+
     for band in range(NUM_BANDS):
         buckets: defaultdict[bytes, list[int]] = defaultdict(list)
         minima = signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND]
         for position, key in enumerate(np.ascontiguousarray(minima)):
             buckets[key.tobytes()].append(position)
         for bucket in buckets.values():
-            for place, second in enumerate(bucket):
-                for first in bucket[:place]:
-                    if forest.root(indices[first]) == forest.root(indices[second]):
-                        continue
-                    for position in (first, second):
-                        if position not in shingles:
-                            shingles[position] = _shingles(texts[position])
-                    if _overlap(shingles[first], shingles[second]) >= JACCARD_THRESHOLD:
-                        forest.join(indices[first], indices[second])
+            groups: list[list[int]] = []  # members of a tree each: those of one need no comparison
+            for second in bucket:
+                own, others = [second], []
+                for group in groups:
+                    if forest.root(indices[group[0]]) == forest.root(indices[second]) or any(
+                        are_near(first, second) for first in group
+                    ):
+                        forest.join(indices[group[0]], indices[second])
+                        own = group + own
+                    else:
+                        others.append(group)
+                groups = [*others, own]
 
 
 def _signatures(texts: Sequence[str]) -> NDArray[np.uint64]:

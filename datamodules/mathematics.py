@@ -8,10 +8,12 @@ that a checkpoint is not selected on the test items.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -167,7 +169,11 @@ def _problem(row: Row) -> MathProblem:
         raise BadRow("empty problem")
     reward_model = fields.get("reward_model")
     answer = reward_model.get("ground_truth") if isinstance(reward_model, dict) else fields.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
+    if isinstance(answer, float):
+        if not math.isfinite(answer):
+            raise BadRow("answer is no finite number")
+        answer = format(Decimal(repr(float(answer))), "f")  # 0.00005: 5e-05 would be read as 5 times e, less 5
+    elif isinstance(answer, int) and not isinstance(answer, bool):
         answer = str(answer)
     answer = text_field({"answer": answer}, "answer")
     if len(answer) > MAX_LENGTH or "\n" in answer:

@@ -122,7 +122,8 @@ def read_table(
     """Yield the line where the row begins (1-based), and its fields, for every row of a CSV file.
 
     Fields may hold line ends and delimiters inside quotes. A row with more or fewer fields than the header, or with
-    quotes that do not match, is a bad row; blank lines are no rows.
+    quotes that do not match, is bad, and so is each line of it: one stray quote swallows the rows behind it up to the
+    next one. Blank lines are no rows.
 
     Args:
         path: The file, in UTF-8, with or without a byte order mark.
@@ -144,20 +145,27 @@ def read_table(
         try:
             row = next(reader, None)
         except csv.Error:
-            audit.num_rows += 1
-            audit.reject(path, begin, "quotes that do not match")
+            _reject_lines(path, audit, begin, reader.line_num, "quotes that do not match")
             continue
         if row is None:
             return
         if not row:
             continue
-        audit.num_rows += 1
         if len(row) != len(columns):
-            audit.reject(path, begin, f"another number of fields than {len(columns)}")
-        elif not is_unicode("".join(row)):
+            _reject_lines(path, audit, begin, reader.line_num, f"another number of fields than {len(columns)}")
+            continue
+        audit.num_rows += 1
+        if not is_unicode("".join(row)):
             audit.reject(path, begin, "not UTF-8")
         else:
             yield begin, dict(zip(columns, row, strict=True))
+
+
+def _reject_lines(path: Path, audit: RowAudit, first: int, last: int, reason: str) -> None:
+    """Every line from `first` to `last` as a bad row."""
+    for line in range(first, max(first, last) + 1):
+        audit.num_rows += 1
+        audit.reject(path, line, reason)
 
 
 def _columns(path: Path, reader: Iterator[list[str]]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ Rules of the strict mode, in this order (why a completion counts wrong is its `G
    Markdown marks, quotes, brackets and punctuation around them: "**(b).**" is "b".
 3. A content is a choice if it is one spelling of it, or its one letter and its option behind a delimiter: "B. Aspirin",
    "B) Aspirin", "B: Aspirin", "B (Aspirin)", "B - Aspirin". The option is not compared with anything. It may hold
-   letters of its own ("B. Vitamin C", "B. C. difficile") but must not offer another choice ("B. or C",
+   letters of its own ("B. Vitamin C (ascorbic acid)", "B. C. difficile") but must not offer another choice ("B. or C",
    "B. Aspirin C. Ibuprofen").
 4. Several tags that are not all the same choice, or the same text: ``several_answers``, even if one is right. Repeating
    one answer is no fault.
@@ -111,21 +111,28 @@ def _choice(content: str, choices: Choices) -> str | None:
     letters = "".join(spelling for spelling in choice_of if len(spelling) == 1 and spelling.isalpha())
     if not letters:
         return None
-    behind = re.match(rf"([{letters}]){_DELIMITER}", normal)
-    if behind is None or _offers_another(normal[behind.end() :], behind[1], letters):
+    behind = re.match(rf"([{letters}])({_DELIMITER})", normal)
+    if behind is None or _offers_another(normal[behind.end() :], behind[1], behind[2], letters):
         return None
     return choice_of[behind[1]]
 
 
-def _offers_another(option: str, letter: str, letters: str) -> bool:
+def _offers_another(option: str, letter: str, delimiter: str, letters: str) -> bool:
     """Return whether the text behind a choice's letter offers another of `letters`.
 
-    That is one with a delimiter of its own, but not at the start ("C. difficile"); or a text of letters alone.
+    That is one with the same kind of `delimiter`, but not at the start ("C. difficile"), nor with another kind
+    ("B. Vitamin C (ascorbic acid)"); or a text of letters alone.
     """
-    marked = re.findall(rf"(?<=[^\w.])([{letters}]){_DELIMITER}", option)
+    found = re.findall(rf"(?<=[^\w.])([{letters}])({_DELIMITER})", option)
+    marked = [other for other, behind in found if _kind(behind) == _kind(delimiter)]
     words = set(re.findall(r"\w+", option)) - _JOINING_WORDS
     alone = words if words <= set(letters) else set()
     return bool({*marked, *alone} - {letter})
+
+
+def _kind(delimiter: str) -> str:
+    """The delimiter without what may stand around it; dashes of all lengths are one kind."""
+    return re.sub(r"[\s*_`]", "", delimiter).replace("\u2013", "-").replace("\u2014", "-")
 
 
 def _named_choices(content: str, choices: Choices) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from callbacks.removability_files import read_records, read_summaries
 from callbacks.removability_metrics import summarise_groups
 from cli.evaluate import print_matrix
 from cli.main import main
+from datamodules import GeographyDataModule
 from tests.integration.conftest import Runs
 from tests.unit.made_runs import make_records
 
@@ -201,6 +203,48 @@ def test_a_killed_evaluation_continues(exported, tmp_path, monkeypatch):
     assert (cut / names).read_text() == (whole / names).read_text()
     with pytest.raises(SystemExit):  # other settings do not continue it
         evaluate(exported, tmp_path / "cut", "--batch_size", "8", "--split", "val")
+
+
+@pytest.mark.parametrize("changed", ["context", "model"])
+def test_a_killed_evaluation_of_something_else_is_not_continued(exported, tmp_path, monkeypatch, capsys, changed):
+    """Names stay while a context is edited or a folder exported anew: the answers kept so far are not of these."""
+    from lightning_modules.evaluated_model import EvaluatedModel
+
+    def write_context(answer: str) -> None:
+        turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": answer}]
+        context.write_text(json.dumps(turns))
+
+    context, model = tmp_path / "context.json", tmp_path / "model"
+    write_context("Asia")
+    shutil.copytree(exported / "export", model)
+    words = ("--batch_size", "8", "--context", str(context), "--model.name", str(model))
+    own, calls = EvaluatedModel.compare_views, []
+
+    def killed_at_the_second_batch(self, examples, *spec):
+        calls.append(len(examples))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return own(self, examples, *spec)
+
+    monkeypatch.setattr(EvaluatedModel, "compare_views", killed_at_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(exported, tmp_path / "cut", *words)
+    if changed == "context":
+        write_context("Africa")
+    else:
+        (model / "model.safetensors").touch()
+    with pytest.raises(SystemExit):
+        evaluate(exported, tmp_path / "cut", *words)
+    assert "holds an evaluation with other settings" in capsys.readouterr().err
+
+
+def test_a_context_that_gives_the_test_away_is_refused(exported, tmp_path, capsys):
+    item = GeographyDataModule(num_train=60, num_val=24, num_test=24).examples("test")[0]
+    turns = [*item.prompt, {"role": "assistant", "content": item.answer}]
+    (tmp_path / "context.json").write_text(json.dumps(turns))
+    with pytest.raises(SystemExit):
+        evaluate(exported, tmp_path / "out", "--context", str(tmp_path / "context.json"))
+    assert "which validation or test asks" in capsys.readouterr().err
 
 
 def test_a_line_half_written_by_a_kill_is_answered_again(exported, tmp_path, monkeypatch):

@@ -112,6 +112,30 @@ def test_a_run_that_another_process_makes_is_left_alone(study, tmp_path, capsys)
     assert not folder.exists()
 
 
+def test_a_run_that_another_study_has_kept_meanwhile_is_not_made_again(study, tmp_path):
+    path = study(runs=[{"settings": ["cities/some"], "methods": ["opd"], "seeds": [1]}])
+    late = Study(read_study(path), tmp_path / "kept", tmp_path / "work")
+    missing = late.missing
+    kept = replicate(path) / missing[0].name / "metrics.csv"
+    written = kept.stat().st_mtime_ns
+    late._make_one(missing[0], jobs=1)
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_a_half_made_run_is_not_continued_under_other_flags(study, tmp_path):
+    one = [{"settings": ["cities/some"], "methods": ["opd"], "seeds": [1]}]
+    path = study(runs=one)
+    (run,) = read_study(path)
+    folder = tmp_path / "work" / run.name
+    folder.mkdir(parents=True)
+    (folder / "command.txt").write_text("python -m cli fit --model.consistency_coef 0.1\n")
+    Study(read_study(path), tmp_path / "kept", tmp_path / "work")  # nothing to go on with: it would start again
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/step=000001.ckpt").touch()
+    with pytest.raises(ValueError, match=r"seed=1/command\.txt has other flags"):
+        Study(read_study(path), tmp_path / "kept", tmp_path / "work")
+
+
 def test_a_failed_run_is_named_and_nothing_of_it_is_kept(study, tmp_path):
     wrong = {"opd": ["--model.consistency", "nonsense"]}
     path = study(methods=wrong, runs=[{"settings": ["cities/some"], "methods": ["opd"], "seeds": [1]}])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +18,10 @@ pytest.importorskip("optuna")
 
 import wandb
 
+from callbacks.run_checkpoint import PREEMPTED
 from cli.main import main
 from cli.sweep_file import Choices, Scalar, read_sweep_file
+from tests.integration.test_faults import wait_for
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "configs/sweeps").glob("*.yaml") if path.name != "run_folder.yaml")
@@ -124,6 +128,46 @@ def test_a_point_of_the_grid_that_failed_is_tried_again_in_the_next_sitting(swee
     allowed.touch()
     states = [(row["v"], row["state"]) for row in rows(sweep(9, **changes) / "trials.csv")]
     assert states == [("1", "complete"), ("2", "fail"), ("3", "complete"), ("2", "complete")]
+
+
+def test_a_value_that_is_no_number_is_a_failure(sweep, capsys):
+    """Optuna takes none; a grid would offer such a point for ever."""
+    one = "step,score\\n1,' + ('nan' if sys.argv[1] == '--v=1' else '2') + '\\n"
+    command = ["${interpreter}", "-c", SCORES.format(check="0").replace("step,score\\n1,2\\n", one), "${args}"]
+    folder = sweep(9, **(scores() | {"command": command, "parameters": {"v": {"values": [1, 2]}}}))
+    assert [(row["v"], row["state"]) for row in rows(folder / "trials.csv")] == [("1", "fail"), ("2", "complete")]
+    assert "its score is not a number" in capsys.readouterr().out
+
+
+def test_a_second_sitting_at_the_same_time_is_refused(sweep, tmp_path):
+    changes = {"parameters": {"v": {"values": [1, 2]}}, **scores()}
+    folder = sweep(1, **changes)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="another sitting of this sweep"):
+            sweep(2, **changes)
+    assert [row["state"] for row in rows(sweep(2, **changes) / "trials.csv")] == ["complete", "complete"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_sweep_ends_its_run_first(tmp_path, tiny_config, signum):
+    steps = ["--trainer.max_steps=100000"]
+    path = write_sweep(tmp_path, tiny_config)
+    content = yaml.safe_load(path.read_text())
+    content["command"][-1:-1] = steps
+    path.write_text(yaml.safe_dump(content))
+    words = [sys.executable, "-m", "cli", "sweep", str(path), "--count", "1", "--folder", str(tmp_path / "sweeps")]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "sweeps/tiny/tiny-0000"
+    wait_for(run / "checkpoints/step=000003.ckpt", process)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED, errors
+    assert "Stopped; the same command goes on." in errors
+    log = (tmp_path / "sweeps/tiny/tiny-0000.log").read_text()
+    assert "SIGTERM: saved" in log
+    with (tmp_path / "sweeps/tiny/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run holds it no longer
 
 
 def test_run_cap_holds_and_may_be_raised(sweep):

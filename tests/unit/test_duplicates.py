@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodules import duplicates
 from datamodules.duplicates import JACCARD_THRESHOLD, jaccard, near_duplicate_clusters, normalise_text
 
 
@@ -63,6 +64,16 @@ def test_copies_of_copies_are_one_cluster() -> None:
     assert jaccard(*map(normalise_text, chain[:2])) >= JACCARD_THRESHOLD
     assert jaccard(normalise_text(chain[0]), normalise_text(chain[2])) < JACCARD_THRESHOLD
     assert near_duplicate_clusters(texts) == [[0, 2, 3, 4], [1]]
+
+
+def test_texts_of_one_template_are_not_all_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    overlaps = []
+    own = duplicates._overlap
+    monkeypatch.setattr(duplicates, "_overlap", lambda *sets: overlaps.append(1) or own(*sets))
+    template = "Mister {} went to the market on a rainy Monday morning and came back with seven fresh apples."
+    texts = [template.format(f"{number:03d}") for number in range(200)]
+    assert near_duplicate_clusters(texts) == [list(range(200))]
+    assert len(overlaps) < 2 * len(texts)  # all pairs are 19,900
 
 
 def test_links_join_whole_clusters() -> None:

@@ -377,6 +377,19 @@ def test_plain_forms_hold_the_same_items(make: Callable[[int], dict[str, Any]], 
         assert compare(answer, items(plain)[content]) == "equal"
 
 
+def test_numbers_as_answers_are_written_out(tmp_path: Path) -> None:
+    """5e-05 would be read as 5 times e, less 5."""
+    answers = {0.00005: "0.00005", 1e16: "10000000000000000", -2.5: "-2.5", 7: "7", 10**18 + 1: "1000000000000000001"}
+    rows = [{"problem": f"Find {words(written)}.", "answer": answer} for answer, written in answers.items()]
+    data = small(write_lines(tmp_path / "rows.jsonl", [*rows, *ROWS]))
+    found = {example.answer: example for split in SPLITS for example in data.examples(split)}
+    for written in answers.values():
+        assert data.grade(found[written], f"<answer>{written}</answer>").correct
+    assert data.grade(found["0.00005"], r"<answer>5 \times 10^{-5}</answer>").correct
+    with pytest.raises(ValueError, match="answer is no finite number"):
+        small(write_lines(tmp_path / "nan.jsonl", [*ROWS, {"problem": "Find it.", "answer": float("nan")}])).setup()
+
+
 def test_parquet_and_saved_folders_hold_the_same_items(tmp_path: Path) -> None:
     import datasets
 

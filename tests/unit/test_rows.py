@@ -131,6 +131,16 @@ def test_broken_rows_are_named_and_the_others_are_read(tmp_path: Path) -> None:
     ]
 
 
+def test_every_line_that_a_stray_quote_swallows_is_bad(tmp_path: Path) -> None:
+    lines = [f"{number},x" for number in range(2, 100)]
+    for place, stray in ((10, '"10,x'), (60, '60,"x"y')):  # opened, and closed 50 lines further on
+        lines[place - 2] = stray
+    rows, audit = table(write(tmp_path, "\n".join(["a,b", *lines, ""]).encode()))
+    assert [int(row["a"]) for _, row in rows] == [*range(2, 10), *range(61, 100)]
+    assert audit.num_rows == 98
+    assert [line for _, line, _ in audit.problems] == [*range(10, 61)]
+
+
 def test_a_file_without_a_header_takes_the_names_given(tmp_path: Path) -> None:
     rows, _ = table(write(tmp_path, b"1,2\n"), header=("a", "b"))
     assert rows == [(1, {"a": "1", "b": "2"})]
