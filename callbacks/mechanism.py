@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.evaluating import is_back_on_its_device
 from callbacks.evaluation_schedule import EvaluationSchedule
 from callbacks.mechanism_files import append_evaluation, drop_evaluations_after, read_evaluations
 from datamodules.base import ContextDataModule, Split
@@ -147,7 +148,7 @@ class MechanismCallback(Callback, ABC):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make up for what a kill left out after the last step: such a fit resumes to no step at all."""
-        if self.schedule.ends_without_a_step():
+        if self.schedule.ends_without_a_step() and is_back_on_its_device(trainer, pl_module, type(self).__name__):
             self._pick_up(trainer)
             self.on_train_end(trainer, pl_module)
 

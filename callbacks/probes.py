@@ -24,7 +24,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
 
-from callbacks.evaluating import evaluating
+from callbacks.evaluating import evaluating, is_back_on_its_device
 from callbacks.evaluation_schedule import EvaluationSchedule
 from callbacks.paired_evaluation import comparing, paired_record
 from callbacks.paired_records import PairedRecord
@@ -158,7 +158,7 @@ class ProbeEvaluation(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make up for what a kill left out after the last step: such a fit resumes to no step at all."""
-        if self.schedule.ends_without_a_step():
+        if self.schedule.ends_without_a_step() and is_back_on_its_device(trainer, pl_module, "ProbeEvaluation"):
             self._pick_up(trainer)
             self.on_train_end(trainer, pl_module)
 
@@ -186,7 +186,7 @@ class ProbeEvaluation(Callback):
                 comparing(pl_module, "ProbeEvaluation"), name, trainer.global_rank, trainer.world_size
             )
             records: list[PairedRecord] = []
-            with evaluating(trainer, pl_module):
+            with evaluating(trainer, pl_module, with_base=True):
                 for batch in track(batches, f"{name}, step {step}", transient=True, disable=not show):
                     records += batch
             records = gather_records(trainer, records)

@@ -17,7 +17,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
 
-from callbacks.evaluating import evaluating
+from callbacks.evaluating import evaluating, is_back_on_its_device
 from callbacks.evaluation_schedule import EvaluationSchedule
 from callbacks.paired_evaluation import ControlSpec, PairedEvaluation, comparing
 from callbacks.paired_records import PairedRecord
@@ -120,7 +120,7 @@ class RemovabilityCallback(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make up for what a kill left out after the last step: such a fit resumes to no step at all."""
-        if self.schedule.ends_without_a_step():
+        if self.schedule.ends_without_a_step() and is_back_on_its_device(trainer, pl_module, "RemovabilityCallback"):
             self._pick_up(trainer)
             self.on_train_end(trainer, pl_module)
 

@@ -72,6 +72,7 @@ def print_plan(options: Namespace) -> None:
         print(f"  {name:<20} {size / GIB:8.2f}")
     print(f"  {'peak in training':<20} {chosen.training / GIB:8.2f}")
     print(f"  {'peak in sampling':<20} {chosen.sampling / GIB:8.2f}")
+    print(f"  {'peak in evaluation':<20} {chosen.evaluation / GIB:8.2f}")
     if chosen.host:
         print(f"  {'host memory, all':<20} {chosen.host / GIB:8.2f}")
     print(f"\n{'strategy':<10} {'GiB a GPU':>10} {'fits':>6}   largest max_tokens_per_micro_batch")
@@ -111,8 +112,17 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     whole_step = options.context_tokens + batch * (options.prompt_tokens + completion)
     tokens = min(int(value("model.max_tokens_per_micro_batch", None) or whole_step), whole_step)
     uses_vllm = value("model.engine.kind", "hf") == "vllm" and value("model.engine.vllm.mode", "colocate") == "colocate"
+    # vLLM takes its share of the whole memory, of which `gpu_bytes` lacks the margin, or a cache of a given size.
+    share = float(value("model.engine.vllm.gpu_memory_utilization", 0.3))
+    cache_gib = value("model.engine.vllm.kv_cache_gib", None)
+    width = 4 if precision.startswith("32") else 2
+    vllm_bytes = int(share * gpu_bytes / (1 - MARGIN))
+    if cache_gib is not None:
+        vllm_bytes = width * shape.parameters + int(float(cache_gib) * GIB)
     cached = int(value("model.teacher_cache_tokens", 32_768))
-    together = min(batch, int(value("model.rollout_batch_size", 64)))
+    at_most = int(value("model.rollout_batch_size", 64))
+    together, evaluated = min(batch, at_most), min(int(value("data.init_args.eval_batch_size", 32)), at_most)
+    answer = options.prompt_tokens + int(value("model.evaluation.max_completion_length", completion))
     return Run(
         shape,
         None if is_elsewhere else teacher,
@@ -130,7 +140,8 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         trained_parameters=None if student.lora is None else adapter_parameters(student),
         teacher_head=teacher.vocabulary * teacher.hidden if is_elsewhere and teacher is not None else 0,
         sampled_tokens=0 if uses_vllm else together * (options.prompt_tokens + completion),
-        vllm_bytes=int(float(value("model.engine.vllm.gpu_memory_utilization", 0.3)) * gpu_bytes) if uses_vllm else 0,
+        evaluated_tokens=0 if uses_vllm else evaluated * (options.context_tokens + answer),
+        vllm_bytes=vllm_bytes if uses_vllm else 0,
     )
 
 

@@ -5,6 +5,7 @@ What is alive together (n, m: parameters of student and teacher; b: bytes of a n
     states        student, gradient, Adam's two moments, teacher, moving averages     below
     training      states + activations of ONE pass + buffers of the vocabulary + the teacher's kept contexts
     sampling      states without gradient + keys and values of the prompts sampled together (or vLLM's share)
+    evaluation    the same, of the items answered together, with their contexts
 
 States a GPU holds, with AdamW:
 
@@ -12,7 +13,8 @@ States a GPU holds, with AdamW:
     ddp      the same + b n, the buckets in which gradients are exchanged
     zero1    2 n  +  2 n  +  16 n / N         DeepSpeed's own estimate, bf16: 4 gradient, 4 weights, 8 Adam in float32
     zero2    2 n  +  18 n / N
-    zero3    4 x the largest layer  +  18 n / N, and 2 n during rollouts, when the student is whole
+    zero3    4 x the largest layer  +  18 n / N, and 2 n during rollouts and evaluations, when the student is whole
+             (another 2 m, the teacher, in `ProbeEvaluation`, which is not counted)
              offload_optimizer leaves 4 n, 2 n, and 4 x largest layer + 2 n / N; offload_parameters 4 x largest layer
 
 Activations. A packed row keeps, of each token and layer of a Llama, Qwen2 or Qwen3 (H hidden, A heads x head size, K
@@ -116,6 +118,8 @@ class Run:
     """Context tokens whose keys and values the teacher keeps."""
     sampled_tokens: int = 0
     """Tokens, prompts included, that are sampled together on a GPU by transformers."""
+    evaluated_tokens: int = 0
+    """The same in an evaluation, with the contexts: a shared one is copied for each answer once decoding goes on."""
     vllm_bytes: int = 0
     """vLLM's share of the GPU: weights and KV cache."""
     trained_parameters: int | None = None
@@ -132,12 +136,13 @@ class Plan:
     parts: dict[str, int]
     training: int
     sampling: int
+    evaluation: int
     host: int
 
     @property
     def peak(self) -> int:
         """The most that is held at once."""
-        return max(self.training, self.sampling)
+        return max(self.training, self.sampling, self.evaluation)
 
 
 def model_states(run: Run) -> tuple[dict[str, int], int]:
@@ -153,7 +158,7 @@ def model_states(run: Run) -> tuple[dict[str, int], int]:
     gradient, optimizer = (
         (0, 0) if run.offload_optimizer else (4 * trained // run.num_gpus, 12 * trained // run.num_gpus)
     )
-    host = int((18 if run.offload_parameters else 16) * n * HOST_BUFFERS) if run.offload_optimizer else 0
+    host = int((16 * trained + (2 * n if run.offload_parameters else 0)) * HOST_BUFFERS) if run.offload_optimizer else 0
     match run.strategy:
         case "zero1":
             gradient += wide * trained
@@ -177,19 +182,24 @@ def plan(run: Run) -> Plan:
     if run.teacher_head:
         parts["teacher's head"] = wide * run.teacher_head
     if run.moving_averages:
-        parts["moving averages"] = 4 * run.student.parameters * run.moving_averages
+        averaged = run.student.parameters if run.trained_parameters is None else run.trained_parameters
+        parts["moving averages"] = 4 * averaged * run.moving_averages
     held = sum(parts.values())
     temporary = {"activations": activations(run), "vocabulary": vocabulary(run)}
     if is_spread:
         temporary["whole layers"] = 2 * 4 * run.student.largest_layer  # the heads of student and teacher
-    sampler = {"KV cache": run.sampled_tokens * run.student.keys_values(computed)}
+    of_token = run.student.keys_values(computed)
+    sampler = {"KV cache": run.sampled_tokens * of_token}
+    evaluator = {"KV cache, evaluation": run.evaluated_tokens * of_token}
     if is_spread:
-        sampler["whole student"] = wide * run.student.parameters
+        sampler["whole student"] = evaluator["whole student"] = wide * run.student.parameters
     asleep = {"vLLM": run.vllm_bytes} if run.vllm_bytes else {}
+    resting = held - parts["gradient"] + run.vllm_bytes
     return Plan(
-        parts | temporary | sampler | asleep,
+        parts | temporary | sampler | evaluator | asleep,
         held + sum(temporary.values()) + run.vllm_bytes,
-        held - parts["gradient"] + sum(sampler.values()) + run.vllm_bytes,
+        resting + sum(sampler.values()),
+        resting + sum(evaluator.values()),
         host,
     )
 

@@ -59,6 +59,7 @@ function showChoice() {
 
 /** The user changed filter, group or search; the chosen item stays where it is still in the list. */
 function changeChoice(change, how = "push") {
+  if (shown.evaluation === null) return; // still being read; what is shown then sets the controls
   Object.assign(shown.choice, change);
   complain([]);
   showChoice();

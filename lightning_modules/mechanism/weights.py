@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.adapters import adapter_layers, base_parameters, delta
 from lightning_modules.mechanism.parameter_groups import ParameterGroup, parameter_group
@@ -32,11 +32,12 @@ class WeightChange:
 def weight_changes(student: nn.Module, initial: nn.Module) -> dict[ParameterGroup, WeightChange]:
     """Compare the two models' parameters, group by group, in the order of the model; one parameter at a time.
 
-    Of a student with LoRA the change of an adapted weight is alpha / r * B A.
+    Of a student with LoRA the change of an adapted weight is alpha / r * B A. A head that is tied to the embeddings and
+    has adapters of its own is a matrix of its own: the embeddings do not change with it.
 
     Args:
         student: the model as it is.
-        initial: the same model as it was, in any data type.
+        initial: the same model as it was; taken in the student's data types, whose rounding is no change.
 
     Raises:
         ValueError: if the two have not the same parameters.
@@ -44,17 +45,21 @@ def weight_changes(student: nn.Module, initial: nn.Module) -> dict[ParameterGrou
     before = dict(initial.named_parameters())
     sums: dict[ParameterGroup, tuple[float, float, int]] = {}
     adapters = adapter_layers(student)
+
+    def add(name: str, difference: Tensor, start: Tensor) -> None:
+        norms = torch.stack([torch.linalg.vector_norm(difference), torch.linalg.vector_norm(start)])
+        squares = norms.double().square().tolist()
+        changed, began, count = sums.get(parameter_group(name), (0.0, 0.0, 0))
+        sums[parameter_group(name)] = (changed + squares[0], began + squares[1], count + start.numel())
+
     for name, parameter in base_parameters(student):
         if name not in before or before[name].shape != parameter.shape:
             raise ValueError(f"The initial student has no parameter {name} of shape {tuple(parameter.shape)}.")
-        start = before[name].float()
-        layer = adapters.get(name.removesuffix(".weight"))
-        difference = parameter.float() - start if layer is None else delta(layer)
-        change = torch.linalg.vector_norm(difference)
-        squares = torch.stack([change, torch.linalg.vector_norm(start)]).double().square().tolist()
-        group = parameter_group(name)
-        changed, began, count = sums.get(group, (0.0, 0.0, 0))
-        sums[group] = (changed + squares[0], began + squares[1], count + parameter.numel())
+        start = before[name].to(parameter.dtype).float()
+        layer = adapters.pop(name.removesuffix(".weight"), None)
+        add(name, parameter.float() - start if layer is None else delta(layer), start)
+    for name, layer in adapters.items():
+        add(f"{name}.weight", delta(layer), layer.base_layer.weight.float())
     return {group: WeightChange(c**0.5, b**0.5, count) for group, (c, b, count) in sums.items()}
 
 

@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from callbacks.removability_files import read_records, read_summaries
 from callbacks.removability_metrics import summarise_groups
 from cli.evaluate import print_matrix
 from cli.main import main
 from datamodules import GeographyDataModule
+from lightning_modules.context_distillation import ContextDistillation
 from tests.integration.conftest import Runs
 from tests.unit.made_runs import make_records
 
@@ -85,14 +87,20 @@ def test_probes_during_a_fit_and_after(runs):
     assert again.summaries["all"].mean_kl_to_base == pytest.approx(after.mean_kl_to_base, rel=1e-5)
 
 
-def test_what_a_kill_left_out_of_the_last_evaluation_is_made_up_for(runs):
+def test_what_a_kill_left_out_of_the_last_evaluation_is_made_up_for(runs, monkeypatch):
     """Killed between the context itself and the controls, and between two sets of probes."""
     args = (*CONTROLS, *PROBES, "--removability.every_n_steps", "3")
     run = runs.fit("run", *args)
     for path in (run / "removability/summary.jsonl", run / "probes/summary.jsonl"):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[:-1]))
+    moves = []
+    own_cpu, own_to = ContextDistillation.cpu, ContextDistillation.to
+    monkeypatch.setattr(ContextDistillation, "cpu", lambda self: moves.append("cpu()") or own_cpu(self))
+    monkeypatch.setattr(ContextDistillation, "to", lambda self, *a: moves.append(a) or own_to(self, *a))
     runs.fit("run", *args, "--ckpt_path", "last")
+    # Lightning puts the module onto the CPU before on_fit_end; on a GPU it has to be there again to answer as before.
+    assert moves[moves.index("cpu()") + 1 :] == [(torch.device("cpu"),)] * 2
     contexts = [line.context for line in read_summaries(run / "removability/summary.jsonl") if line.step == 3]
     assert contexts == ["original", "irrelevant", "original", "irrelevant", "wrong"]  # the report takes the later ones
     sets = [line.split for line in read_summaries(run / "probes/summary.jsonl") if line.step == 3]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from lightning_modules.adapters import LoRASpec, adapter_layers, add_adapters, factors
 from lightning_modules.mechanism.gradients import GradientPair, TermGradients
 from lightning_modules.mechanism.gradients import whole as whole_gradient
 from lightning_modules.mechanism.parameter_groups import by_module, parameter_group
@@ -254,6 +255,34 @@ def test_weight_changes_by_hand():
     keys = whole_change(by_module(groups)["k_proj"])
     sizes = [layer.self_attn.k_proj.weight.norm().item() for layer in before.model.layers]
     assert keys.relative == pytest.approx(0.5 * sizes[1] / math.hypot(*sizes), rel=1e-5)
+
+
+def test_rounding_to_the_student_s_data_type_is_no_change():
+    """ZeRO in bf16 holds the student in bfloat16; the one that is loaded again to compare with is float32."""
+    before = tiny_model("qwen3", tie_word_embeddings=True)
+    student = copy.deepcopy(before).bfloat16()
+    assert all(change.change == 0.0 for change in weight_changes(student, before).values())
+    with torch.no_grad():
+        student.model.layers[0].mlp.up_proj.weight.mul_(2.0)
+    changed = {(group.layer, group.module): change.change for group, change in weight_changes(student, before).items()}
+    assert [place for place, change in changed.items() if change] == [(1, "mlp")]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_adapters_of_a_head_count_whether_or_not_it_is_tied(tie):
+    before = tiny_model("qwen3", tie_word_embeddings=tie)
+    student = copy.deepcopy(before)
+    add_adapters(student, LoRASpec(r=2, alpha=4, target_modules=["q_proj", "lm_head"]), "tiny")
+    with torch.no_grad():
+        for layer in adapter_layers(student).values():
+            for factor in factors(layer):
+                factor.copy_(torch.randn(factor.shape, generator=torch.Generator().manual_seed(0)))
+    groups = {(group.layer, group.module): change for group, change in weight_changes(student, before).items()}
+    head = adapter_layers(student)["lm_head"]
+    expected = 2.0 * torch.linalg.matrix_norm(factors(head)[1] @ factors(head)[0])
+    assert groups[None, "head"].change == pytest.approx(float(expected), rel=1e-5)
+    assert groups[None, "head"].initial == pytest.approx(float(before.lm_head.weight.norm()), rel=1e-5)
+    assert groups[None, "embeddings"].change == 0.0
 
 
 def test_another_model_is_no_initial_student():

@@ -59,6 +59,33 @@ def test_states_by_hand():
     assert plan(replace(run, teacher=None, teacher_head=500)).parts["teacher's head"] == 2_000
 
 
+def test_what_is_held_while_answers_are_sampled_by_hand():
+    run = Run(
+        SMALL, SMALL, is_float32=False, strategy="zero3", num_gpus=8, sampled_tokens=1_000, evaluated_tokens=3_000
+    )
+    states = {"parameters": 4 * 300_000 + 250_000, "optimizer": 1_500_000, "teacher": 250_000}
+    token = 2 * 2 * 32 * 2  # keys and values of two layers, 32 wide, in bf16
+    whole_student = 2_000_000
+    made = plan(run)
+    assert made.sampling == sum(states.values()) + whole_student + 1_000 * token
+    assert made.evaluation == sum(states.values()) + whole_student + 3_000 * token
+    assert plan(replace(run, evaluated_tokens=10**9)).peak == plan(replace(run, evaluated_tokens=10**9)).evaluation
+    single = replace(run, strategy="single", teacher=None)
+    assert plan(single).evaluation == 4_000_000 + 8_000_000 + 3_000 * token
+
+
+def test_adapters_cost_no_more_than_they_are():
+    lora = Run(
+        SMALL, None, trained_parameters=10_000, moving_averages=1, strategy="zero2", num_gpus=2, is_float32=False
+    )
+    assert plan(lora).parts["moving averages"] == 40_000
+    assert plan(replace(lora, trained_parameters=None)).parts["moving averages"] == 4_000_000
+    offloaded = replace(lora, offload_optimizer=True)
+    assert plan(offloaded).host == 1.5 * 16 * 10_000
+    assert plan(replace(offloaded, strategy="zero3", offload_parameters=True)).host == 1.5 * (160_000 + 2 * 1_010_000)
+    assert plan(replace(offloaded, trained_parameters=None)).host == 1.5 * 16 * 1_000_000
+
+
 def test_activations_and_vocabulary_by_hand():
     run = Run(SMALL, SMALL, tokens=10, completion_tokens=5)
     layer = 4 * (6 * 64 + 2 * 64 + 2 * 32 + 4 * 256)
@@ -80,7 +107,8 @@ def test_more_tokens_take_more_and_what_is_said_to_fit_fits(hundreds, gib, check
         SMALL, SMALL, strategy=strategy, num_gpus=4, tokens=100 * hundreds, completion_tokens=50 * hundreds,
         gradient_checkpointing=checkpointing,
     )  # fmt: skip
-    assert plan(with_tokens(run, run.tokens + 1)).peak > plan(run).peak or plan(run).peak == plan(run).sampling
+    made = plan(run)
+    assert plan(with_tokens(run, run.tokens + 1)).peak > made.peak or made.peak in (made.sampling, made.evaluation)
     usable = gib * GIB // 16
     best = largest_tokens(run, usable)
     assert best % 256 == 0
@@ -149,6 +177,25 @@ def test_adapters_and_a_teacher_elsewhere(tiny_model_dir, tmp_path):
         elsewhere = run(f"{{student: {{{name}}}, teacher: {{{teacher}}}}}")
         assert (elsewhere.teacher, elsewhere.teacher_head) == (None, whole.student.vocabulary * 32)
         assert elsewhere.teacher_cache_tokens == 0
+
+
+def test_evaluations_and_vllm_are_counted_as_they_are_run(tiny_model_dir, tmp_path):
+    def run(rest: str = "") -> Run:
+        config = tmp_path / "config.yaml"
+        config.write_text(
+            f"trainer: {{precision: bf16-mixed}}\nmodel: {{student: {{name: {tiny_model_dir}}}, "
+            f"sampling: {{max_completion_length: 64}}, rollout_batch_size: 48{rest}}}\n"
+            "data: {init_args: {batch_size: 32, eval_batch_size: 64}}\n"
+        )
+        words = ["--config", str(config), "--prompt_tokens", "100", "--context_tokens", "500", "--num_gpus", "2"]
+        return run_of(plan_parser().parse_args(words), 900)
+
+    assert (run().sampled_tokens, run().evaluated_tokens) == (16 * 164, 48 * 664)
+    assert run(", evaluation: {max_completion_length: 10}").evaluated_tokens == 48 * 610
+    vllm = run(", engine: {kind: vllm, vllm: {gpu_memory_utilization: 0.5}}")
+    assert (vllm.vllm_bytes, vllm.sampled_tokens, vllm.evaluated_tokens) == (500, 0, 0)  # of 1,000, a tenth being left
+    cache = run(", engine: {kind: vllm, vllm: {kv_cache_gib: 2.0}}")
+    assert cache.vllm_bytes == 2 * GIB + 2 * cache.student.parameters
 
 
 def test_the_model_of_the_quickstart_is_read_without_its_weights():
