@@ -11,10 +11,9 @@ config=$1 strategy=$2
 shift 2
 nodes=${NODES:-1}
 processes=${PROCESSES_PER_NODE:-}
-accelerator=()  # the config's own, where the processes are said
-if [ -z "$processes" ]; then
+if [ -z "$processes" ]; then  # one for each GPU; else the accelerator is the config's own
   processes=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
-  accelerator=(--trainer.accelerator gpu)
+  set -- --trainer.accelerator gpu "$@"
 fi
 if [ "$processes" -lt 1 ]; then
   echo "No GPU found: say how many CPU processes, PROCESSES_PER_NODE=2 $0 ..." >&2
@@ -26,4 +25,4 @@ exec "${PYTHON:-python}" -m torch.distributed.run \
   --nnodes "$nodes" --node-rank "${NODE_RANK:-0}" --nproc-per-node "$processes" \
   --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" --max-restarts "${RESTARTS:-0}" \
   -m cli fit --config "$config" --config "$strategy" \
-  --trainer.num_nodes "$nodes" --trainer.devices "$processes" ${accelerator[@]+"${accelerator[@]}"} --ckpt_path auto "$@"
+  --trainer.num_nodes "$nodes" --trainer.devices "$processes" --ckpt_path auto "$@"

@@ -152,8 +152,16 @@ def test_no_page_s_commands_are_forgotten():
     assert with_commands == run_above | run_in_tests_of_their_own.keys()
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path, "python") and "api" not in path.parts],
-                         ids=lambda path: path.name)  # fmt: skip
+WITH_PYTHON = [path for path in DOCUMENTS if blocks(path, "python") and "api" not in path.parts]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.name, marks=[pytest.mark.slow] if "load_model(" in path.read_text() else [])
+        for path in WITH_PYTHON
+    ],
+)
 def test_the_python_of_a_document_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(path, "python"):

@@ -149,7 +149,7 @@ def test_the_paper_s_fourteen_settings_are_there():
 def test_what_the_settings_share_is_the_same_in_every_file():
     """Each file stands alone, so nothing but this keeps them from drifting apart."""
     varies = ("name:", "dtype:", "kind: model", "model:", "teacher:", "chat_template_kwargs", "default_root_dir")
-    varies += ("max_completion_length", "temperature", "batch_size")
+    varies += ("max_completion_length", "temperature", "batch_size", "evaluation:")
 
     def shared(path: Path) -> list[str]:
         head, tail = re.split(r"\ndata:\n.*?\nremovability:", path.read_text(), flags=re.DOTALL)
@@ -162,8 +162,8 @@ def test_what_the_settings_share_is_the_same_in_every_file():
 
 STANDINGS = r"\[(stated|OPCD|read off|open)\]"
 HYPERPARAMETERS = ("precision", "max_steps", "name", "system_message", "chat_template_kwargs", "max_completion_length",
-                   "temperature", "init_args: {lr", "consistency_coef", "support", "gradient_clip_norm", "path",
-                   "sources", "env_options", "max_turns", "num_seeds", "num_val", "num_test", "batch_size",
+                   "temperature", "evaluation:", "init_args: {lr", "consistency_coef", "support", "gradient_clip_norm",
+                   "path", "sources", "env_options", "max_turns", "num_seeds", "num_val", "num_test", "batch_size",
                    "every_n_steps")  # fmt: skip
 
 
