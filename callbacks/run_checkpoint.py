@@ -39,7 +39,9 @@ PREEMPTED = 75
 _LOST_PEER = re.compile(
     r"Connection (closed|reset) by peer|Connection refused|Timed out waiting|Broken pipe|"
     r"Socket Timeout|[Ww]atchdog|NCCL communicator was aborted|remote process exited|"
-    r"connection has been lost|application timeout|Read error|recvValue|sendBytes",
+    r"connection has been lost|Application timeout|timed out connecting|connection timed out|Read error|"
+    r"recvValue|sendBytes",
+    re.IGNORECASE,
 )
 """What gloo, NCCL and torch's store say where another process died or does not answer."""
 _TORCH_WRITER = re.compile(r"inline_container|PytorchStreamWriter|file write failed|unexpected pos")

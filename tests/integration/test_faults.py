@@ -15,6 +15,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +122,21 @@ class _Touches:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("words", [
+    "[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation to complete",
+    "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:43231",
+    "[../gloo/transport/tcp/pair.cc] Application timeout caused pair closure",
+    "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)",
+])  # fmt: skip
+def test_a_lost_process_is_told_by_what_torch_says(words):
+    trainer = SimpleNamespace(
+        world_size=2, global_rank=0, global_step=0, ckpt_path=None, state=SimpleNamespace(fn=None)
+    )
+    error = RuntimeError(words)
+    RunCheckpoint().on_exception(trainer, None, error)
+    assert "Rank 0 of 2 has lost another process of this run" in error.__notes__[0]
 
 
 def test_a_real_sigterm_of_a_real_process(runs):
