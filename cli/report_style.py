@@ -15,8 +15,8 @@ from cli.report_curves import Curve
 from cli.report_methods import Comparison
 
 # Okabe and Ito, "Color Universal Design" (2008): distinguishable with every common colour blindness. Their yellow is
-# left out, it is too pale for lines on white. Behind their seven, for studies of more methods, four of Paul Tol's "muted"
-# scheme and a grey. Twelve colours and five markers: 60 curves before a pair repeats.
+# left out, it is too pale for lines on white. Behind their seven, for studies of more methods, four of Paul Tol's
+# "muted" scheme and a grey. Twelve colours and five markers: 60 curves before a pair repeats.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
     "#882255", "#999933", "#44AA99", "#332288", "#888888",
