@@ -6,7 +6,7 @@ the config does not say is taken from options: how long prompts and contexts are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -112,13 +112,6 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
     whole_step = options.context_tokens + batch * (options.prompt_tokens + completion)
     tokens = min(int(value("model.max_tokens_per_micro_batch", None) or whole_step), whole_step)
     uses_vllm = value("model.engine.kind", "hf") == "vllm" and value("model.engine.vllm.mode", "colocate") == "colocate"
-    # vLLM takes its share of the whole memory, of which `gpu_bytes` lacks the margin, or a cache of a given size.
-    share = float(value("model.engine.vllm.gpu_memory_utilization", 0.3))
-    cache_gib = value("model.engine.vllm.kv_cache_gib", None)
-    width = 4 if precision.startswith("32") else 2
-    vllm_bytes = int(share * gpu_bytes / (1 - MARGIN))
-    if cache_gib is not None:
-        vllm_bytes = width * shape.parameters + int(float(cache_gib) * GIB)
     cached = int(value("model.teacher_cache_tokens", 32_768))
     at_most = int(value("model.rollout_batch_size", 64))
     together, evaluated = min(batch, at_most), min(int(value("data.init_args.eval_batch_size", 32)), at_most)
@@ -141,8 +134,16 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
         teacher_head=teacher.vocabulary * teacher.hidden if is_elsewhere and teacher is not None else 0,
         sampled_tokens=0 if uses_vllm else together * (options.prompt_tokens + completion),
         evaluated_tokens=0 if uses_vllm else evaluated * (options.context_tokens + answer),
-        vllm_bytes=vllm_bytes if uses_vllm else 0,
+        vllm_bytes=_vllm_bytes(value, shape, gpu_bytes, 4 if precision.startswith("32") else 2) if uses_vllm else 0,
     )
+
+
+def _vllm_bytes(value: Callable[[str, Any], Any], shape: Shape, gpu_bytes: int, width: int) -> int:
+    """vLLM's share of the whole memory, of which `gpu_bytes` lacks the margin; or weights, and a cache of a given size."""
+    cache_gib = value("model.engine.vllm.kv_cache_gib", None)
+    if cache_gib is not None:
+        return width * shape.parameters + int(float(cache_gib) * GIB)
+    return int(float(value("model.engine.vllm.gpu_memory_utilization", 0.3)) * gpu_bytes / (1 - MARGIN))
 
 
 def _teacher_shape(options: Namespace, kind: str, student: ModelSpec, shape: Shape) -> Shape | None:

@@ -35,7 +35,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from callbacks.durable_files import replace
 from callbacks.run_checkpoint import PREEMPTED
 from cli.checkpoints import last_checkpoint
 from cli.locks import held_lock
+from cli.stop_signals import handling_stop_signals
 
 KEPT_FILES = ("config.yaml", "metrics.csv")
 KEPT_FOLDERS = ("removability", "probes", "mechanism")
@@ -155,28 +155,15 @@ class Study:
             return (deadline is not None and time.monotonic() > deadline) or self._make_one(run, jobs)
 
         missing = self.missing
-        with self._stopping_on_signals(), ThreadPoolExecutor(jobs) as pool:
+        with handling_stop_signals(self._stop), ThreadPoolExecutor(jobs) as pool:
             made = list(pool.map(one, missing))
         return [run for run, is_made in zip(missing, made, strict=True) if not is_made]
 
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """Signals that ask for an end go to the runs, which save a checkpoint; no further run is begun."""
-
-        def stop(signum: int, _: Any) -> None:
-            self.stopped_by = signum
-            for process in list(self._processes):
-                process.terminate()
-
-        wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-        # nohup ignores SIGHUP, and it stays so.
-        heard = [signum for signum in wanted if signal.getsignal(signum) is not signal.SIG_IGN]
-        before = {signum: signal.signal(signum, stop) for signum in heard}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+    def _stop(self, signum: int) -> None:
+        """Hand a stop signal on to the runs, which save a checkpoint; no further run is begun."""
+        self.stopped_by = signum
+        for process in list(self._processes):
+            process.terminate()
 
     def _make_one(self, run: StudyRun, jobs: int) -> bool:
         folder = self.work / run.name

@@ -26,19 +26,18 @@ import argparse
 import csv
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from callbacks.run_checkpoint import PREEMPTED
 from cli.locks import held_lock
+from cli.stop_signals import handling_stop_signals
 from cli.sweep_file import Choices, Parameter, Scalar, SweepFile, read_sweep_file
 
 if TYPE_CHECKING:
@@ -277,7 +276,7 @@ def sweep_cli(args: Sequence[str]) -> None:
     except (ValueError, FileNotFoundError, ImportError) as error:
         parser.error(str(error))
     try:
-        with _stopping_on_signals():
+        with handling_stop_signals(_interrupt):
             runner.run(options.count)
     except BlockingIOError:
         sys.exit(f"error: another sitting of this sweep, or a run that one has left behind, is at {runner.folder}.")
@@ -289,21 +288,8 @@ def sweep_cli(args: Sequence[str]) -> None:
     _print_best(runner.file, runner.study)
 
 
-@contextmanager
-def _stopping_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that its run is ended first."""
-
-    def stop(signum: int, _: Any) -> None:
-        raise KeyboardInterrupt
-
-    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heard = [signum for signum in wanted if signal.getsignal(signum) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {signum: signal.signal(signum, stop) for signum in heard}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+def _interrupt(signum: int) -> None:
+    raise KeyboardInterrupt
 
 
 def _print_best(file: SweepFile, study: optuna.Study) -> None:

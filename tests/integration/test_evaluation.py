@@ -16,6 +16,7 @@ from cli.evaluate import print_matrix
 from cli.main import main
 from datamodules import GeographyDataModule
 from lightning_modules.context_distillation import ContextDistillation
+from lightning_modules.evaluated_model import EvaluatedModel
 from tests.integration.conftest import Runs
 from tests.unit.made_runs import make_records
 
@@ -190,10 +191,8 @@ def test_evaluate_with_a_context_from_a_file_probes_and_a_base(exported, tmp_pat
     assert general.summaries["all"].mean_kl_to_base > 1e-6
 
 
-def test_a_killed_evaluation_continues(exported, tmp_path, monkeypatch):
-    whole = evaluate(exported, tmp_path / "whole", "--batch_size", "8")
-    from lightning_modules.evaluated_model import EvaluatedModel
-
+def kill_at_the_second_batch(monkeypatch) -> list[int]:
+    """Have the second call of `compare_views` end the program; the sizes of all calls, as they come."""
     own, calls = EvaluatedModel.compare_views, []
 
     def killed_at_the_second_batch(self, examples, *spec):
@@ -203,6 +202,12 @@ def test_a_killed_evaluation_continues(exported, tmp_path, monkeypatch):
         return own(self, examples, *spec)
 
     monkeypatch.setattr(EvaluatedModel, "compare_views", killed_at_the_second_batch)
+    return calls
+
+
+def test_a_killed_evaluation_continues(exported, tmp_path, monkeypatch):
+    whole = evaluate(exported, tmp_path / "whole", "--batch_size", "8")
+    calls = kill_at_the_second_batch(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         evaluate(exported, tmp_path / "cut", "--batch_size", "8")
     cut = evaluate(exported, tmp_path / "cut", "--batch_size", "8")
@@ -216,7 +221,6 @@ def test_a_killed_evaluation_continues(exported, tmp_path, monkeypatch):
 @pytest.mark.parametrize("changed", ["context", "model"])
 def test_a_killed_evaluation_of_something_else_is_not_continued(exported, tmp_path, monkeypatch, capsys, changed):
     """Names stay while a context is edited or a folder exported anew: the answers kept so far are not of these."""
-    from lightning_modules.evaluated_model import EvaluatedModel
 
     def write_context(answer: str) -> None:
         turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": answer}]
@@ -226,15 +230,7 @@ def test_a_killed_evaluation_of_something_else_is_not_continued(exported, tmp_pa
     write_context("Asia")
     shutil.copytree(exported / "export", model)
     words = ("--batch_size", "8", "--context", str(context), "--model.name", str(model))
-    own, calls = EvaluatedModel.compare_views, []
-
-    def killed_at_the_second_batch(self, examples, *spec):
-        calls.append(len(examples))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return own(self, examples, *spec)
-
-    monkeypatch.setattr(EvaluatedModel, "compare_views", killed_at_the_second_batch)
+    kill_at_the_second_batch(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         evaluate(exported, tmp_path / "cut", *words)
     if changed == "context":

@@ -154,6 +154,21 @@ def test_a_real_sigterm_of_a_real_process(runs):
     assert last_checkpoint(run).name == f"step={len(runs.metrics(run)):06d}.ckpt"
 
 
+def stopped_by(signum: int, words: list[str], once: Path) -> tuple[int, str, str]:
+    """Run ``python -m cli``, send it a signal once a file is there; its exit code, and what it printed to both."""
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        pytest.skip("the signal is ignored here, as in a shell's background, and so by what is started")
+    command = [sys.executable, "-m", "cli", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(once, process)
+        process.send_signal(signum)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.terminate()  # where a check failed
+    return process.returncode, output, errors
+
+
 def wait_for(path: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 240
     while not path.exists():

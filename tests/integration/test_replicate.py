@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import gzip
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from cli.checkpoints import last_checkpoint
 from cli.main import main
 from cli.replicate import Study, read_study
 from tests.integration.conftest import ROOT
-from tests.integration.test_faults import wait_for
+from tests.integration.test_faults import stopped_by
 
 
 @pytest.fixture
@@ -80,22 +78,12 @@ def test_a_killed_run_goes_on_from_its_checkpoint(study, tmp_path, runs):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_study_saves_its_run_and_begins_no_other(study, tmp_path, tiny_config, runs, signum):
-    if signal.getsignal(signum) is signal.SIG_IGN:
-        pytest.skip(f"{signum.name} is ignored here, as in a shell's background, and so by what is started")
     path = study(fit=["--config", str(tiny_config), "--trainer.max_steps", 100000])
     folders = ("--kept", str(tmp_path / "kept"), "--work", str(tmp_path / "work"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli", "replicate", str(path), *folders],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     folder = tmp_path / "work/cities/some/opd/seed=1"
-    try:
-        wait_for(folder / "checkpoints/step=000003.ckpt", process)
-        process.send_signal(signum)
-        output, errors = process.communicate(timeout=60)
-    finally:
-        process.terminate()  # where a check failed
-    assert process.returncode == PREEMPTED, errors
+    words = ["replicate", str(path), *folders]
+    code, output, errors = stopped_by(signum, words, folder / "checkpoints/step=000003.ckpt")
+    assert code == PREEMPTED, errors
     assert f"{signum.name}: stopped." in output
     assert last_checkpoint(folder).name == f"step={len(runs.metrics(folder)):06d}.ckpt"  # the run has ended
     assert not (tmp_path / "work/cities/some/nca/seed=1").exists()

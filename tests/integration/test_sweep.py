@@ -21,7 +21,7 @@ import wandb
 from callbacks.run_checkpoint import PREEMPTED
 from cli.main import main
 from cli.sweep_file import Choices, Scalar, read_sweep_file
-from tests.integration.test_faults import wait_for
+from tests.integration.test_faults import stopped_by
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "configs/sweeps").glob("*.yaml") if path.name != "run_folder.yaml")
@@ -151,23 +151,15 @@ def test_a_second_sitting_at_the_same_time_is_refused(sweep, tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_sweep_ends_its_run_first(tmp_path, tiny_config, signum):
-    if signal.getsignal(signum) is signal.SIG_IGN:
-        pytest.skip(f"{signum.name} is ignored here, as in a shell's background, and so by what is started")
     steps = ["--trainer.max_steps=100000"]
     path = write_sweep(tmp_path, tiny_config)
     content = yaml.safe_load(path.read_text())
     content["command"][-1:-1] = steps
     path.write_text(yaml.safe_dump(content))
-    words = [sys.executable, "-m", "cli", "sweep", str(path), "--count", "1", "--folder", str(tmp_path / "sweeps")]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "sweeps/tiny/tiny-0000"
-    try:
-        wait_for(run / "checkpoints/step=000003.ckpt", process)
-        process.send_signal(signum)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.terminate()  # where a check failed
-    assert process.returncode == PREEMPTED, errors
+    words = ["sweep", str(path), "--count", "1", "--folder", str(tmp_path / "sweeps")]
+    code, _, errors = stopped_by(signum, words, run / "checkpoints/step=000003.ckpt")
+    assert code == PREEMPTED, errors
     assert "Stopped; the same command goes on." in errors
     log = (tmp_path / "sweeps/tiny/tiny-0000.log").read_text()
     assert "SIGTERM: saved" in log
