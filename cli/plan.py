@@ -139,7 +139,7 @@ def run_of(options: Namespace, gpu_bytes: int) -> Run:
 
 
 def _vllm_bytes(value: Callable[[str, Any], Any], shape: Shape, gpu_bytes: int, width: int) -> int:
-    """vLLM's share of the whole memory, of which `gpu_bytes` lacks the margin; or weights, and a cache of a given size."""
+    """What vLLM takes: its share of the whole memory, of which `gpu_bytes` lacks the margin, or a given cache."""
     cache_gib = value("model.engine.vllm.kv_cache_gib", None)
     if cache_gib is not None:
         return width * shape.parameters + int(float(cache_gib) * GIB)
